@@ -1,0 +1,1 @@
+"""Accelerators as data: descriptions, schedules and cycle-level models."""

@@ -1,0 +1,109 @@
+"""What a machine is, once its description has been read and checked."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import ModuleType
+
+from fsim.types import Component
+
+DATAFLOWS = ("ws", "os", "is")
+"""Weight, output and input stationary."""
+
+MEMORIES = ("acts", "weights", "psums")
+"""On-chip tensor memories of every machine: feature maps, filters, partial sums."""
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One on-chip memory.
+
+    kib              capacity in KiB (1024 bytes)
+    double_buffered  half of it is filled while the other half is read, so that
+                     a tensor fits only if it takes at most half of `kib`
+    """
+
+    kib: float
+    double_buffered: bool = False
+
+    @property
+    def usable_bits(self) -> int:
+        """Bits a tensor may take and still be fetched once a layer."""
+        return int(self.kib * 8192) // (2 if self.double_buffered else 1)
+
+
+@dataclass(frozen=True)
+class Accel:
+    """One accelerator: a machine family with sizes, widths and buffers.
+
+    name          as given by the description file
+    family        folder under accel_models/ with schedule.py, cycle.py and tile.py
+    dataflow      the one in use, of DATAFLOWS
+    dataflows     those the family can run
+    rows, cols    PEs
+    operand_bits  width of an activation or weight code
+    product_bits  width of the multiplier's output
+    acc_bits      width of partial sums and accumulators
+    overflow      what an adder does beyond acc_bits: "wrap" or "saturate"
+    buffers       memory name -> Buffer, for MEMORIES
+    sources       field -> where its number comes from
+    """
+
+    name: str
+    family: str
+    dataflow: str
+    dataflows: tuple[str, ...]
+    rows: int
+    cols: int
+    operand_bits: int = 8
+    product_bits: int = 16
+    acc_bits: int = 32
+    overflow: str = "wrap"
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def _module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{__package__}.{self.family}.{name}")
+
+    @property
+    def schedule(self) -> ModuleType:
+        """Loop bounds, cycles, components and replay plan of the family."""
+        return self._module("schedule")
+
+    @property
+    def cycle(self) -> ModuleType:
+        """The cycle-level reference of the family, plain Python."""
+        return self._module("cycle")
+
+    @property
+    def tile(self) -> ModuleType:
+        """The compiled cycle-level simulation of the family."""
+        return self._module("tile")
+
+    @cached_property
+    def components(self) -> tuple[Component, ...]:
+        """Registers and nets of the dataflow in use, then the memories.
+
+        A fault's `component` number is the index into this tuple.
+        """
+        memories = tuple(
+            Component(
+                name=name,
+                bits=self.acc_bits if name == "psums" else self.operand_bits,
+                kind="memory",
+                role={"acts": "ifmap", "weights": "filter", "psums": "psum"}[name],
+                backends=("network",),
+                about=f"on-chip memory of {what}",
+            )
+            for name, what in zip(MEMORIES, ("feature maps", "filters", "partial sums"))
+        )
+        return tuple(self.schedule.components(self)) + memories
+
+    def component_index(self, name: str) -> int:
+        """Index of the component called `name`; KeyError if there is none."""
+        for index, component in enumerate(self.components):
+            if component.name == name:
+                return index
+        raise KeyError(name)

@@ -1,0 +1,1 @@
+"""`gemmini-like`: the double-buffered Gemmini mesh, output and weight stationary."""

@@ -1,0 +1,1 @@
+"""`pipelined-systolic`: four register stages a PE, output and weight stationary."""

@@ -1,0 +1,1 @@
+"""`systolic`: the default machine, any rows x cols, weight, output and input stationary."""

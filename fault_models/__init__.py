@@ -1,0 +1,1 @@
+"""Fault models: distributions over FAULT rows."""

@@ -1,0 +1,1 @@
+"""Networks, data sets and (from the fault-tolerant training on) architecture search."""

@@ -1,0 +1,1 @@
+"""The simulator: from a network and an accelerator to faults and their outcomes."""
