@@ -1,0 +1,284 @@
+"""The form of an accelerator description, and every rule it must keep.
+
+`problems` returns all that is wrong with a description at once, each as
+"what must hold, what was got" and the key it is about. Reading files is the
+matter of `load.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from fsim.accel_models.accel import MEMORIES, Accel, Buffer
+
+FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "systolic": {"dataflows": ("ws", "os", "is"), "overflow": ("wrap", "saturate")},
+    "gemmini": {"dataflows": ("os", "ws"), "overflow": ("wrap",)},
+    "pipelined": {"dataflows": ("os", "ws"), "overflow": ("wrap",)},
+}
+"""What the models of each family can run. The RTL that `gemmini` and `pipelined`
+were checked against wraps, so they do not saturate."""
+
+NUMBERS = (
+    "array.rows",
+    "array.cols",
+    "bits.operand",
+    "bits.product",
+    "bits.acc",
+    *(f"buffers.{memory}.kib" for memory in MEMORIES),
+)
+"""Keys that hold a number, each of which must name its source."""
+
+CHOICES = (
+    "dataflow",
+    "overflow",
+    *(f"buffers.{memory}.double_buffered" for memory in MEMORIES),
+)
+"""Keys without a number that may name a source."""
+
+MAX_ACC_BITS = 48
+"""Kernels add in int64: 48 bits leave room for 2^15 summands of full scale."""
+
+MAX_KIB = 1 << 20
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def _yaml_float(value: object) -> object:
+    """YAML 1.1 reads 1e3 as text, since it wants a point; take it as the number it is."""
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value
+
+
+def _plain_text(value: object) -> object:
+    """Refuse control characters: descriptions are printed on terminals."""
+    if isinstance(value, str) and not all(c.isprintable() or c in "\n\t" for c in value):
+        raise ValueError("must be printable text")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_plain_text), Field(min_length=1, max_length=2000)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ArrayPart(_Part):
+    """PEs of the array."""
+
+    rows: int = Field(ge=1, le=1024)
+    cols: int = Field(ge=1, le=1024)
+
+
+class BitsPart(_Part):
+    """Widths of an operand code, of the multiplier's output and of a partial sum."""
+
+    operand: int = Field(ge=2, le=16)
+    product: int = Field(ge=4, le=MAX_ACC_BITS)
+    acc: int = Field(ge=4, le=MAX_ACC_BITS)
+
+
+class BufferPart(_Part):
+    """One on-chip memory: capacity in KiB, and whether half is filled while half is read."""
+
+    kib: Annotated[float, BeforeValidator(_yaml_float)] = Field(
+        gt=0, le=MAX_KIB, allow_inf_nan=False
+    )
+    double_buffered: bool = False
+
+
+class BuffersPart(_Part):
+    """The three on-chip tensor memories."""
+
+    acts: BufferPart
+    weights: BufferPart
+    psums: BufferPart
+
+
+class Description(_Part):
+    """An accelerator description as its file holds it."""
+
+    name: Text
+    family: Literal["systolic", "gemmini", "pipelined"]
+    about: Text
+    dataflow: Literal["ws", "os", "is"]
+    array: ArrayPart
+    bits: BitsPart
+    overflow: Literal["wrap", "saturate"] = "wrap"
+    buffers: BuffersPart
+    sources: dict[str, Text]
+
+    def to_accel(self) -> Accel:
+        return Accel(
+            name=self.name,
+            family=self.family,
+            dataflow=self.dataflow,
+            dataflows=FAMILIES[self.family]["dataflows"],
+            rows=self.array.rows,
+            cols=self.array.cols,
+            operand_bits=self.bits.operand,
+            product_bits=self.bits.product,
+            acc_bits=self.bits.acc,
+            overflow=self.overflow,
+            buffers={
+                memory: Buffer(
+                    kib=getattr(self.buffers, memory).kib,
+                    double_buffered=getattr(self.buffers, memory).double_buffered,
+                )
+                for memory in MEMORIES
+            },
+            sources=dict(self.sources),
+        )
+
+
+Problem = tuple[str, str]
+"""(key path, what must hold and what was got)."""
+
+
+def check(data: object) -> tuple[Description | None, list[Problem]]:
+    """The checked description, or None and every problem found.
+
+    data  what the YAML or TOML reader returned
+
+    Rules between keys are checked where the keys they need are valid, so that
+    one bad key does not hide the problems of the others.
+    """
+    if not isinstance(data, dict):
+        return None, [("", f"an accelerator description must be a mapping, got {_show(data)}")]
+    description, found = None, []
+    try:
+        description = Description.model_validate(data)
+    except ValidationError as error:
+        found = [_problem(item) for item in error.errors(include_url=False)]
+    bad = {key for key, _ in found}
+    found += [(key, text) for key, text in _cross_checks(data, bad) if (key, text) not in found]
+    return (None, found) if found else (description, [])
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _problem(item: dict) -> Problem:
+    """One pydantic error in the words of this project."""
+    path = ".".join(str(part) for part in item["loc"])
+    got = _show(item["input"])
+    kind, context = item["type"], item.get("ctx", {})
+    bounds = {
+        "greater_than_equal": ("ge", ">="),
+        "greater_than": ("gt", ">"),
+        "less_than_equal": ("le", "<="),
+        "less_than": ("lt", "<"),
+    }
+    if kind == "missing":
+        return path, f"{path} must be given"
+    if kind == "extra_forbidden":
+        return path, f"{path} is not a key of a description"
+    if kind in bounds:
+        key, sign = bounds[kind]
+        return path, f"{path} must be {sign} {_number(context[key])}, got {got}"
+    if kind == "literal_error":
+        return path, f"{path} must be {context['expected']}, got {got}"
+    wanted = {
+        "int_type": "a whole number",
+        "int_parsing_size": "a whole number of sensible size",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "string_too_short": "text",
+        "string_too_long": "text of at most 2000 characters",
+        "value_error": "printable text",
+        "dict_type": "a mapping",
+        "model_type": "a mapping",
+    }.get(kind)
+    if wanted is None:
+        return path, f"{path}: {item['msg']}, got {got}"
+    return path, f"{path} must be {wanted}, got {got}"
+
+
+def _number(value: object) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _cross_checks(data: dict, bad: set[str]):
+    """Yield the problems that concern several keys; skip those with a bad key."""
+
+    def get(path: str):
+        value: object = data
+        for part in path.split("."):
+            if path in bad or not isinstance(value, dict) or part not in value:
+                return None
+            value = value[part]
+        return value
+
+    name = get("name")
+    if isinstance(name, str) and not _NAME.fullmatch(name):
+        yield "name", (
+            "name must be 1 to 64 letters, digits, dots, dashes and underscores, "
+            f"got {_show(name)}"
+        )
+
+    family = get("family")
+    if isinstance(family, str) and family in FAMILIES:
+        for key, allowed in (("dataflow", "dataflows"), ("overflow", "overflow")):
+            value, choices = get(key), FAMILIES[family][allowed]
+            if isinstance(value, str) and value not in choices:
+                yield key, (
+                    f"{key} of family {family} must be one of {', '.join(choices)}, got {value}"
+                )
+
+    operand, product, acc = get("bits.operand"), get("bits.product"), get("bits.acc")
+    if operand is not None and product is not None and product < 2 * operand:
+        yield "bits.product", (
+            f"bits.product must be >= 2 x bits.operand = {2 * operand} so that it holds "
+            f"every product, got {product}"
+        )
+    if product is not None and acc is not None and acc < product:
+        yield "bits.acc", f"bits.acc must be >= bits.product = {product}, got {acc}"
+
+    rows, cols = get("array.rows"), get("array.cols")
+    for memory in MEMORIES:
+        key = f"buffers.{memory}.kib"
+        kib = _yaml_float(get(key))
+        width = acc if memory == "psums" else operand
+        if kib is None:
+            continue
+        if float(kib) * 1024 != int(kib * 1024):
+            yield key, f"{key} must be a whole number of bytes, got {kib} KiB"
+        elif None not in (rows, cols, width):
+            doubled = get(f"buffers.{memory}.double_buffered") is True
+            edge = max(rows, cols) * width
+            usable = Buffer(kib=float(kib), double_buffered=doubled).usable_bits
+            if usable < edge:
+                half = "half of " if doubled else ""
+                yield key, (
+                    f"{half}{key} must hold one word for every PE of the array's longer edge, "
+                    f"{edge} bits, got {kib} KiB = {usable} usable bits"
+                )
+
+    yield from _source_checks(data, get("sources"))
+
+
+def _source_checks(data: dict, sources: object):
+    """Every number names its source, and every source names a key that exists."""
+    if not isinstance(sources, dict):
+        return
+    for key in NUMBERS:
+        if key not in sources:
+            yield f"sources.{key}", (
+                f"{key} must name where its number comes from in sources "
+                '("assumed" is an honest answer), got none'
+            )
+    for key in sources:
+        if key not in NUMBERS + CHOICES:
+            yield f"sources.{_show(key)}", (
+                f"sources must name keys of the description, got {_show(key)}"
+            )
