@@ -105,19 +105,20 @@ def _find(name_or_path: str | Path) -> tuple[Path, str]:
 def _read(path: Path, label: str) -> object:
     """The plain values a description file holds."""
     try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):
-            raise ConfigError(f"an accelerator description must be a regular file ({label})")
-        if info.st_size > MAX_BYTES:
-            raise ConfigError(
-                f"an accelerator description must be at most {MAX_BYTES} bytes, "
-                f"got {info.st_size} ({label})"
-            )
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raw = None
+        else:
+            with path.open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot read the accelerator description: {reason} ({label})") from None
+    if raw is None:
+        raise ConfigError(f"an accelerator description must be a regular file ({label})")
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(
+            f"an accelerator description must be at most {MAX_BYTES} bytes, got more ({label})"
+        )
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

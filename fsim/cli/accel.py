@@ -1,0 +1,157 @@
+"""`fsim accel list|show|check`: accelerator descriptions."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from fsim.cli.options import ShapeType, accel_options, json_option, load_accel_option
+from fsim.cli.tables import pairs, print_json, table
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def accel():
+    """List, show and check accelerator descriptions."""
+
+
+@accel.command("list")
+@json_option
+def list_command(as_json: bool):
+    """The presets."""
+    from fsim.accel_models.load import PRESETS, list_accels, read_description
+
+    found = [read_description(PRESETS / f"{name}.yaml", f"{name}.yaml") for name in list_accels()]
+    if as_json:
+        print_json([_summary(item.to_accel()) | {"about": item.about} for item in found])
+        return
+    rows = []
+    for item in found:
+        machine = item.to_accel()
+        rows.append(
+            (
+                machine.name,
+                machine.family,
+                f"{machine.rows}x{machine.cols}",
+                f"{machine.operand_bits}/{machine.product_bits}/{machine.acc_bits}",
+                machine.dataflow,
+                " ".join(machine.dataflows),
+            )
+        )
+    click.echo(table(("name", "family", "PEs", "bits", "default", "dataflows"), rows))
+    click.echo("\nbits: operand/product/accumulator. More with: fsim accel show NAME")
+
+
+def _summary(machine) -> dict:
+    values = {
+        field.name: getattr(machine, field.name)
+        for field in dataclasses.fields(machine)
+        if field.name not in ("buffers", "sources")
+    }
+    return values | {name: dataclasses.asdict(b) for name, b in machine.buffers.items()}
+
+
+@accel.command()
+@click.argument("name", metavar="NAME|FILE")
+@accel_options(given=False)
+@click.option(
+    "--gemm",
+    "shape",
+    type=ShapeType,
+    metavar="M,K,N",
+    help="Also print the cycles of the product (M x K)(K x N).",
+)
+@json_option
+def show(name, settings, dataflow, shape, as_json):
+    """Sizes, memories, components and the sources of every number.
+
+    Components are what a fault can name: its bits, how many there are, its kind
+    (register, net, memory), what it carries and which backends serve it.
+    """
+    machine = load_accel_option(name, settings, dataflow)
+    components = [_component(machine, component) for component in machine.components]
+    cycles = machine.schedule.cycles(machine, *shape) if shape else None
+    if as_json:
+        value = _summary(machine) | {"components": components, "sources": machine.sources}
+        if shape:
+            value["gemm"] = dict(zip("mkn", shape)) | {"cycles": cycles}
+        print_json(value)
+        return
+    click.echo(
+        pairs(
+            [
+                ("name", machine.name),
+                ("family", machine.family),
+                ("dataflow", f"{machine.dataflow} (can run {', '.join(machine.dataflows)})"),
+                ("PEs", f"{machine.rows} rows x {machine.cols} columns"),
+                (
+                    "bits",
+                    f"operand {machine.operand_bits}, product {machine.product_bits}, "
+                    f"accumulator {machine.acc_bits}, {_OVERFLOW[machine.overflow]}",
+                ),
+                *((memory, _memory(buffer)) for memory, buffer in machine.buffers.items()),
+            ]
+        )
+    )
+    click.echo()
+    click.echo(
+        table(
+            ("component", "bits", "count", "kind", "carries", "backends", "about"),
+            [
+                (
+                    item["name"],
+                    item["bits"],
+                    item["count"],
+                    item["kind"],
+                    item["role"],
+                    " ".join(item["backends"]),
+                    item["about"],
+                )
+                for item in components
+            ],
+            right=("bits", "count"),
+        )
+    )
+    if shape:
+        click.echo(f"\ncycles of ({shape[0]} x {shape[1]})({shape[1]} x {shape[2]}): {cycles}")
+    click.echo("\nWhere the numbers come from:")
+    click.echo(pairs((f"  {key}", source) for key, source in machine.sources.items()))
+
+
+_OVERFLOW = {"wrap": "sums wrap", "saturate": "sums saturate"}
+
+
+def _component(machine, component) -> dict:
+    """A component with how many words of it the machine has."""
+    if component.kind == "memory":
+        count = int(machine.buffers[component.name].kib * 8192) // component.bits
+    else:
+        count = machine.rows * machine.cols
+    return {**dataclasses.asdict(component), "count": count}
+
+
+def _memory(buffer) -> str:
+    return f"{buffer.kib:g} KiB" + (", double buffered" if buffer.double_buffered else "")
+
+
+@accel.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@json_option
+def check(file, as_json):
+    """Check a description file; exit code 2 and every problem if it is not valid."""
+    from fsim.accel_models.load import read_description
+    from fsim.errors import ConfigError
+
+    try:
+        description = read_description(file, str(file))
+    except ConfigError as error:
+        if not as_json:
+            raise
+        print_json({"file": str(file), "ok": False, "problems": str(error).split("\n")})
+        raise SystemExit(2) from None
+    components = description.to_accel().components
+    if as_json:
+        print_json({"file": str(file), "ok": True, "problems": []})
+    else:
+        click.echo(f"ok: {description.name}, {len(components)} components ({file})")

@@ -1,0 +1,150 @@
+"""The `fsim` command: subcommands loaded when they run, errors turned into one line.
+
+Exit codes: 0 done, 1 failure (a check failed, a disk was full), 2 what the user
+asked for is not valid, 3 incomplete, 4 an acceptance threshold was not met,
+130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import signal
+import sys
+from contextlib import contextmanager
+
+import click
+
+from fsim._version import __version__
+from fsim.errors import FsimError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "accel": ("fsim.cli.accel:accel", "List, show and check accelerator descriptions."),
+    "gemm": ("fsim.cli.gemm:gemm", "One matrix product on the array, with explicit faults."),
+    "verify": ("fsim.cli.verify:verify", "Check this installation against RTL vectors."),
+    "doctor": ("fsim.cli.doctor:doctor", "Versions, CPU, threads and chosen exact paths."),
+}
+"""Subcommand -> (module:attribute, its line in `fsim --help`)."""
+
+USER_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""OSErrors that are about a path the user gave: exit code 2 instead of 1."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; raised so that files being written are cleaned up."""
+
+
+def _terminate(signum, frame):
+    raise Terminated
+
+
+@contextmanager
+def _terminable():
+    """Turn SIGTERM into `Terminated` while a command runs (main thread only)."""
+    try:
+        before = signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not the main thread: its owner handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module only to run it or to show its help."""
+
+    def list_commands(self, ctx):
+        return list(COMMANDS)
+
+    def get_command(self, ctx, name):
+        if name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[name][0].split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx, formatter):
+        """The list in `--help`, from the table: no module is imported for it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+    def resolve_command(self, ctx, args):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from fsim.parse import nearest
+
+            ctx.fail(
+                f"command must be one of {', '.join(COMMANDS)}, got {args[0]!r}"
+                + nearest(args[0], COMMANDS)
+            )
+        return super().resolve_command(ctx, args)
+
+    def main(self, args=None, prog_name=None, **extra):
+        """Run, then exit with the code the module's docstring lists."""
+        extra.pop("standalone_mode", None)
+        sys.exit(self._run(args, prog_name or "fsim", extra))
+
+    def _run(self, args, prog_name, extra) -> int:
+        try:
+            with _terminable():
+                result = super().main(args, prog_name, standalone_mode=False, **extra)
+                sys.stdout.flush()  # a full disk behind a pipe shows up here, not at exit
+            return result if isinstance(result, int) else 0
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            return error.exit_code
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else prog_name
+            return _fail(f"{error.format_message()} (see {command} --help)", 2)
+        except click.ClickException as error:
+            return _fail(error.format_message(), error.exit_code)
+        except FsimError as error:
+            return _fail(str(error), 2)
+        except BrokenPipeError:  # `fsim ... | head`: nobody is left to read
+            _discard_stdout()
+            return 1
+        except OSError as error:
+            return _fail(_os_error(error), 2 if isinstance(error, USER_ERRORS) else 1)
+        except MemoryError as error:
+            return _fail(f"there is not enough memory ({error})".replace(" ()", ""), 1)
+        except (click.Abort, KeyboardInterrupt):
+            return _fail("interrupted", 130)
+        except Terminated:
+            return _fail("terminated", 143)
+
+
+def _fail(message: str, code: int) -> int:
+    """Print `message` on stderr; further lines of it are indented under the first."""
+    click.echo("Error: " + message.replace("\n", "\n       "), err=True)
+    return code
+
+
+def _os_error(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}: {error.filename}" if error.filename else reason
+
+
+def _discard_stdout():
+    """Keep the interpreter from complaining about the closed pipe at exit."""
+    try:
+        sys.stdout.close()
+    except OSError:
+        sys.stdout = None
+
+
+@click.group(
+    cls=LazyGroup,
+    name="fsim",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="fsim", message="%(prog)s %(version)s")
+@click.option("-v", "--verbose", count=True, help="Say more on stderr; twice for debugging.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+def cli(verbose: int, quiet: bool):
+    """Hardware-accurate fault simulation of deep-learning accelerators.
+
+    Results go to stdout, progress and errors to stderr.
+    """
+    level = logging.ERROR if quiet else max(logging.DEBUG, logging.WARNING - 10 * verbose)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("fsim").setLevel(level)

@@ -1,0 +1,117 @@
+"""Options that several commands share.
+
+accel_options()  gemm, inject and whatever runs on one accelerator
+json_option      every command that prints a result
+threads_option   commands whose work is parallel; pass the value to `use_threads`
+seed_option      commands that draw random numbers
+Probability, ShapeType, FaultType: parameter types that state what they expect
+"""
+
+from __future__ import annotations
+
+import click
+
+from fsim.errors import ConfigError, FsimError
+
+
+class Parsed(click.ParamType):
+    """A parameter read by a function of `fsim.parse`; its FsimError becomes a usage error."""
+
+    def __init__(self, name: str, function: str):
+        self.name, self._function = name, function
+
+    def convert(self, value, param, ctx):
+        if not isinstance(value, str):
+            return value
+        from fsim import parse
+
+        try:
+            return getattr(parse, self._function)(value)
+        except FsimError as error:
+            self.fail(str(error), param, ctx)
+
+
+Probability = Parsed("probability", "parse_probability")
+ShapeType = Parsed("m,k,n", "parse_shape")
+FaultType = Parsed("key=value,...", "parse_fault")
+
+
+def accel_options(given: bool = True):
+    """Decorator: --set (repeatable), --dataflow and, if `given`, a required --accel."""
+    options = [
+        click.option(
+            "--dataflow",
+            type=click.Choice(["ws", "os", "is"]),
+            help="Weight, output or input stationary, instead of the accelerator's own.",
+        ),
+        click.option(
+            "--set",
+            "--accel-set",
+            "settings",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Change the accelerator: rows, cols, operand_bits, acc_bits, "
+            "buffers.acts.kib, ... May be repeated.",
+        ),
+    ]
+    if given:
+        options.append(
+            click.option(
+                "--accel",
+                required=True,
+                metavar="NAME|FILE",
+                help="A preset (fsim accel list) or a .yaml or .toml file.",
+            )
+        )
+
+    def decorate(command):
+        for option in options:
+            command = option(command)
+        return command
+
+    return decorate
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Threads to use; the default is all CPUs this process may run on.",
+)
+
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, (1 << 64) - 1),
+    default=0,
+    show_default=True,
+    help="Seed of the random draws; the same seed gives the same faults.",
+)
+
+
+def load_accel_option(accel: str, settings: tuple[str, ...], dataflow: str | None):
+    """The `Accel` that the values of `accel_options` describe."""
+    from fsim.accel_models.load import load_accel
+    from fsim.parse import parse_assignments
+
+    return load_accel(accel, dataflow, parse_assignments(settings))
+
+
+def use_threads(count: int | None) -> int:
+    """Let compiled kernels and torch use `count` threads; the number in use.
+
+    ConfigError if the kernels were started with fewer (NUMBA_NUM_THREADS).
+    """
+    import numba
+    import torch
+
+    if count is not None:
+        most = numba.config.NUMBA_NUM_THREADS
+        if count > most:
+            raise ConfigError(
+                f"--threads must be at most {most} here (CPUs this process may use, "
+                f"or NUMBA_NUM_THREADS), got {count}"
+            )
+        numba.set_num_threads(count)
+        torch.set_num_threads(count)
+    return numba.get_num_threads()
