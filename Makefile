@@ -1,0 +1,68 @@
+# Two commands do everything on a fresh machine with Python 3.11:
+#   make demo   set up .venv, then run the main job on the embedded network
+#   make test   set up .venv, then run all tests
+# Set-up happens once; later calls go straight to the work.
+
+VENV   ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip
+
+# Where there is no GPU the CPU build is taken: 0.2 GB instead of several.
+TORCH           ?= torch==2.13.0
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+DEMO  ?= inject --accel systolic --ber 1e-5 --out out/demo
+TESTS ?= tests
+# Test processes; 1 runs them in this one.
+JOBS  ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast bench verify lint clean
+
+help:
+	@echo 'make demo       set up, then inject faults into the embedded network'
+	@echo 'make test       set up, then run all tests (TESTS=tests/test_x.py for some)'
+	@echo 'make test-fast  the tests without those marked slow'
+	@echo 'make bench      set up, then run the benchmarks (BENCH=tile for one)'
+	@echo 'make verify     check this installation against the RTL vectors'
+	@echo 'make lint       ruff'
+	@echo 'make setup      only set up $(VENV)'
+	@echo 'make clean      remove what was built or written here, .venv excepted'
+
+setup: $(VENV)/.ok
+
+# torch first: the requirement of setup.cfg is then met and no second build is fetched.
+# "+cpu" resolves where such wheels are on the configured index or in a folder of wheels.
+$(VENV)/.ok: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "fsim needs Python >= 3.11, got %d.%d (set PYTHON=)" % v[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
+	elif nvidia-smi -L >/dev/null 2>&1; then $(PIP) install -q '$(TORCH)'; \
+	elif $(PIP) install -q --retries 0 '$(TORCH)+cpu' 2>/dev/null; then :; \
+	elif $(PIP) install -q --retries 0 --index-url '$(TORCH_CPU_INDEX)' '$(TORCH)' 2>/dev/null; then :; \
+	else $(PIP) install -q '$(TORCH)'; fi
+	@$(PIP) install -q -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/fsim $(DEMO)
+
+test: setup
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+test-fast: setup
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow' $(TESTS)
+
+bench: setup
+	$(BIN)/python -m bench $(BENCH)
+
+verify: setup
+	$(BIN)/fsim verify
+
+lint: setup
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf build dist out *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -exec rm -rf {} +
