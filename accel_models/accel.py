@@ -47,6 +47,7 @@ class Accel:
     product_bits  width of the multiplier's output
     acc_bits      width of partial sums and accumulators
     overflow      what an adder does beyond acc_bits: "wrap" or "saturate"
+    unsigned_acts activation registers can hold unsigned codes (after a ReLU)
     buffers       memory name -> Buffer, for MEMORIES
     sources       field -> where its number comes from
     """
@@ -61,6 +62,7 @@ class Accel:
     product_bits: int = 16
     acc_bits: int = 32
     overflow: str = "wrap"
+    unsigned_acts: bool = False
     buffers: dict[str, Buffer] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 

@@ -1,6 +1,6 @@
 """The one decorator for compiled kernels, and the policy it owns.
 
-* no fastmath, no bounds beyond what NUMBA_BOUNDSCHECK asks for: results must be
+* no fastmath, no bounds checks beyond what NUMBA_BOUNDSCHECK asks for: results must be
   the same bits everywhere;
 * compiled code is kept between runs in a folder named by a hash of every kernel
   source, because numba's own key sees only the file of the kernel itself and not
@@ -24,9 +24,11 @@ _PACKAGE = Path(__file__).resolve().parent
 def _kernel_sources() -> list[Path]:
     """Every file that holds compiled code, in a checkout and installed alike."""
     roots = [_PACKAGE, _PACKAGE.parent]
-    files = [Path(__file__).resolve()]
+    # types and plan hold no compiled code, but kernels freeze their constants.
+    files = [Path(__file__).resolve(), _PACKAGE / "types.py"]
     for root in roots:
         files += root.glob("simulator/kernels/*.py")
+        files += root.glob("accel_models/plan.py")
         files += root.glob("accel_models/*/tile.py")
     return sorted(set(files))
 

@@ -123,7 +123,7 @@ def plan(accel: Accel, m: int, k: int, n: int) -> Plan:
         slots=k if output_stationary else rows,
         base0=0,
         phase_cycles=pass_cycles,
-        init_d=True,
+        init_d=not output_stationary,  # the OS array loads the first product: D is added outside
         chain=not output_stationary,
         product_bits=accel.product_bits,
         acc_bits=accel.acc_bits,
