@@ -32,6 +32,7 @@ OVERRIDES: dict[str, str] = {
     "product_bits": "bits.product",
     "acc_bits": "bits.acc",
     "overflow": "overflow",
+    "unsigned_acts": "unsigned_acts",
     **{
         f"buffers.{memory}.{key}": f"buffers.{memory}.{key}"
         for memory in MEMORIES

@@ -14,13 +14,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from fsim.accel_models.accel import MEMORIES, Accel, Buffer
 
-FAMILIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "systolic": {"dataflows": ("ws", "os", "is"), "overflow": ("wrap", "saturate")},
-    "gemmini": {"dataflows": ("os", "ws"), "overflow": ("wrap",)},
-    "pipelined": {"dataflows": ("os", "ws"), "overflow": ("wrap",)},
+FAMILIES: dict[str, dict[str, tuple]] = {
+    "systolic": {
+        "dataflow": ("ws", "os", "is"),
+        "overflow": ("wrap", "saturate"),
+        "unsigned_acts": (False, True),
+    },
+    "gemmini": {"dataflow": ("os", "ws"), "overflow": ("wrap",), "unsigned_acts": (False,)},
+    "pipelined": {"dataflow": ("os", "ws"), "overflow": ("wrap",), "unsigned_acts": (False,)},
 }
-"""What the models of each family can run. The RTL that `gemmini` and `pipelined`
-were checked against wraps, so they do not saturate."""
+"""What the models of each family can be. The RTL that `gemmini` and `pipelined`
+were checked against wraps and multiplies signed codes, so they do only that."""
 
 NUMBERS = (
     "array.rows",
@@ -35,6 +39,7 @@ NUMBERS = (
 CHOICES = (
     "dataflow",
     "overflow",
+    "unsigned_acts",
     *(f"buffers.{memory}.double_buffered" for memory in MEMORIES),
 )
 """Keys without a number that may name a source."""
@@ -111,6 +116,7 @@ class Description(_Part):
     array: ArrayPart
     bits: BitsPart
     overflow: Literal["wrap", "saturate"] = "wrap"
+    unsigned_acts: bool = False
     buffers: BuffersPart
     sources: dict[str, Text]
 
@@ -119,13 +125,14 @@ class Description(_Part):
             name=self.name,
             family=self.family,
             dataflow=self.dataflow,
-            dataflows=FAMILIES[self.family]["dataflows"],
+            dataflows=FAMILIES[self.family]["dataflow"],
             rows=self.array.rows,
             cols=self.array.cols,
             operand_bits=self.bits.operand,
             product_bits=self.bits.product,
             acc_bits=self.bits.acc,
             overflow=self.overflow,
+            unsigned_acts=self.unsigned_acts,
             buffers={
                 memory: Buffer(
                     kib=getattr(self.buffers, memory).kib,
@@ -204,6 +211,10 @@ def _problem(item: dict) -> Problem:
     return path, f"{path} must be {wanted}, got {got}"
 
 
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _number(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
@@ -228,12 +239,12 @@ def _cross_checks(data: dict, bad: set[str]):
 
     family = get("family")
     if isinstance(family, str) and family in FAMILIES:
-        for key, allowed in (("dataflow", "dataflows"), ("overflow", "overflow")):
-            value, choices = get(key), FAMILIES[family][allowed]
-            if isinstance(value, str) and value not in choices:
-                yield key, (
-                    f"{key} of family {family} must be one of {', '.join(choices)}, got {value}"
-                )
+        for key, choices in FAMILIES[family].items():
+            value = get(key)
+            if value is not None and value not in choices:
+                wanted = ", ".join(_plain(choice) for choice in choices)
+                many = "one of " if len(choices) > 1 else ""
+                yield key, f"{key} of family {family} must be {many}{wanted}, got {_plain(value)}"
 
     operand, product, acc = get("bits.operand"), get("bits.product"), get("bits.acc")
     if operand is not None and product is not None and product < 2 * operand:

@@ -90,6 +90,7 @@ def show(name, settings, dataflow, shape, as_json):
                     f"operand {machine.operand_bits}, product {machine.product_bits}, "
                     f"accumulator {machine.acc_bits}, {_OVERFLOW[machine.overflow]}",
                 ),
+                ("activations", "signed" + (" or unsigned" if machine.unsigned_acts else "")),
                 *((memory, _memory(buffer)) for memory, buffer in machine.buffers.items()),
             ]
         )
