@@ -1,0 +1,421 @@
+"""Integer convolution, linear layer and matrix product, provably exact.
+
+Where no accumulator can overflow, the arithmetic of the array is plain integer
+arithmetic, and the fastest routine that provably does the same may stand in for
+it. Which ones do depends on the CPU and on the numbers:
+
+onednn   oneDNN's convolution of unsigned by signed 8-bit codes, int32 inside and
+         float32 out: needs VNNI (without it pairs of products saturate at 16
+         bits, silently) and |sum| < 2^24;
+int_mm   `torch._int_mm` over windows: needs VNNI and |sum| < 2^31;
+fp32     float32 GEMM over windows: needs |any partial sum| <= 2^24, so that every
+         intermediate is an integer that float32 holds, in any order of additions,
+         and float32 products that torch does not shorten to bfloat16;
+fp64     float64 GEMM: the same with 2^53;
+int64    compiled loops: needs |sum| < 2^63.
+
+The bound on partial sums is taken per output channel from the weights at hand
+and the range of the activation codes: with P the sum of the largest and N the sum
+of the smallest products, every sum over a subset of them lies in [N, P].
+
+A path is used only if its condition is proved *and* it gave the right answers in
+this process on extreme values (`probe`).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from fsim.errors import ConfigError, MappingError
+
+from .kernels import im2col as windows
+
+PATHS = ("onednn", "int_mm", "fp32", "fp64", "int64")
+"""Fastest first."""
+
+LIMITS = {"onednn": 2**24 - 1, "int_mm": 2**31 - 1, "fp32": 2**24, "fp64": 2**53, "int64": 2**63 - 1}
+"""Largest |partial sum| a path is allowed to meet."""
+
+_VNNI_ISA = ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512")
+_WINDOW_BYTES = 8 << 20
+"""Windows are laid out for as many images at a time as fit in this much memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One integer product to be done exactly.
+
+    kind      "conv", "linear" or "matmul" (two activations)
+    a_range   smallest and largest activation code that can occur, faults included
+    weight    int64 codes: conv (o, c / groups, kh, kw), linear (o, f), matmul None
+    b_range   matmul: range of the right operand; k: its inner length
+    padding   left, right, top, bottom; the code outside the map is 0
+    """
+
+    kind: str
+    a_range: tuple[int, int]
+    weight: np.ndarray | None = None
+    b_range: tuple[int, int] | None = None
+    k: int = 0
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def bound(self, shift: int = 0) -> int:
+        """Largest |sum| over any subset of an output's products.
+
+        shift is added to every activation code, the zeros of the padding included.
+        """
+        lo, hi = min(self.a_range[0], 0) + shift, max(self.a_range[1], 0) + shift
+        lo, hi = min(lo, 0), max(hi, 0)
+        if self.kind == "matmul":
+            largest = max(abs(x * y) for x in (lo, hi) for y in self.b_range)
+            return int(self.k * largest)
+        flat = self.weight.reshape(len(self.weight), -1)
+        up = np.clip(flat, 0, None).sum(1)
+        down = np.clip(flat, None, 0).sum(1)
+        most = int((hi * up + lo * down).max(initial=0))
+        least = int((lo * up + hi * down).min(initial=0))
+        return max(most, -least)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Which routine does a product, and why.
+
+    name    of PATHS
+    shift   added to every activation code first (its effect is subtracted again)
+    bound   largest |partial sum| that can occur, the shift included
+    reason  one line for people
+    """
+
+    name: str
+    shift: int
+    bound: int
+    reason: str
+
+
+def isa_limit() -> str | None:
+    """The value of ONEDNN_MAX_CPU_ISA if it holds oneDNN below VNNI, else None."""
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        value = os.environ.get(name, "").upper()
+        if value and value not in ("ALL", "DEFAULT") and not value.startswith(_VNNI_ISA):
+            if "AMX" not in value:
+                return f"{name}={value}"
+    return None
+
+
+def _full_float32() -> bool:
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+def _unfit(name: str) -> str | None:
+    """Why a path cannot be used on this machine; None if it can."""
+    if name in ("onednn", "int_mm"):
+        if not torch.cpu._is_vnni_supported():
+            return "the CPU has no AVX512-VNNI: int8 products would saturate at 16 bits"
+        if limit := isa_limit():
+            return f"{limit} holds oneDNN below VNNI: int8 products would saturate at 16 bits"
+    if name == "fp32" and not _full_float32():
+        precision = torch.get_float32_matmul_precision()
+        return f"torch's float32 matmul precision is {precision!r}, not 'highest'"
+    cases, wrong = _probed(name)
+    if wrong:
+        return f"the probe found {wrong} of {cases} extreme products wrong"
+    return None
+
+
+def _shift(name: str, problem: Problem) -> int | None:
+    """Shift that brings the codes into the path's operand type; None if none does."""
+    lo, hi = problem.a_range
+    if name not in ("onednn", "int_mm"):
+        return 0
+    if problem.kind == "matmul" or problem.weight.min() < -128 or problem.weight.max() > 127:
+        return None
+    if name == "onednn":
+        if problem.kind != "conv":
+            return None
+        return 0 if 0 <= lo and hi <= 255 else 128 if -128 <= lo and hi <= 127 else None
+    if problem.groups > 1:
+        return None
+    return 0 if -128 <= lo and hi <= 127 else -128 if 0 <= lo and hi <= 255 else None
+
+
+def _provable(name: str, problem: Problem) -> tuple[int, int] | None:
+    """(shift, bound) if the path's arithmetic is proved exact for the problem."""
+    shift = _shift(name, problem)
+    if shift is None or (name in ("fp32", "fp64") and problem.groups > 1):
+        return None
+    # The shift is undone after the sum, so both sums must stay in range.
+    bound = max(problem.bound(shift), problem.bound())
+    return (shift, bound) if bound <= LIMITS[name] else None
+
+
+def choose(problem: Problem) -> Path:
+    """The fastest path that is proved for `problem` and available here.
+
+    Raises MappingError if not even 64 bits hold the sum.
+    """
+    refused = []
+    for name in PATHS:
+        proof = _provable(name, problem)
+        if proof is None:
+            continue
+        if why := _unfit(name):
+            refused.append(f"{name}: {why}")
+            continue
+        shift, bound = proof
+        reason = f"|sum| <= {bound} <= {LIMITS[name]}"
+        if refused:
+            reason += "; not " + "; not ".join(refused)
+        return Path(name, shift, bound, reason)
+    raise MappingError(
+        f"a sum of products must fit 64 bits, got |sum| up to {problem.bound()} ({problem.kind})"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """A product ready to run: `Exact(codes)` or, for matmul, `Exact(a, b)`.
+
+    path     how
+    offset   (o,) int64, or None: what `raw` is too large by, because of the shift
+    raw      codes -> sums (n, oh, ow, o) or (n, o), C-contiguous, offset included;
+             float32, int32, float64 or int64, always holding integers
+    """
+
+    path: Path
+    offset: np.ndarray | None
+    raw: Callable[..., np.ndarray] = field(repr=False)
+
+    def __call__(self, *codes: np.ndarray) -> np.ndarray:
+        sums = self.raw(*codes)
+        if self.offset is not None:
+            sums -= self.offset.astype(sums.dtype)
+        return sums
+
+
+def prepare(problem: Problem, path: str | None = None) -> Exact:
+    """Pack the weights for the chosen path, or for `path`, which must be provable.
+
+    Raises ConfigError if the named path is not proved exact for the problem.
+    """
+    if path is None:
+        chosen = choose(problem)
+    else:
+        proof = _provable(path, problem) if path in PATHS else None
+        if proof is None:
+            raise ConfigError(
+                f"path must be one that is exact here, got {path!r} with |sum| up to "
+                f"{problem.bound()} ({problem.kind}, codes {problem.a_range})"
+            )
+        chosen = Path(path, *proof, reason="asked for")
+    if problem.kind == "matmul":
+        return Exact(chosen, None, _matmul(chosen.name))
+    offset = None
+    if chosen.shift:
+        flat = problem.weight.reshape(len(problem.weight), -1)
+        offset = chosen.shift * flat.sum(1).astype(np.int64)
+    if problem.kind == "linear":
+        return Exact(chosen, offset, _linear(chosen, problem.weight))
+    if chosen.name == "onednn":
+        return Exact(chosen, offset, _onednn_conv(chosen, problem))
+    if chosen.name == "int64":
+        return Exact(chosen, offset, _loop_conv(problem))
+    return Exact(chosen, offset, _window_conv(chosen, problem))
+
+
+def output_size(problem: Problem, h: int, w: int) -> tuple[int, int]:
+    """Height and width of a convolution's output."""
+    left, right, top, bottom = problem.padding
+    kh, kw = problem.weight.shape[2:]
+    oh = (h + top + bottom - problem.dilation[0] * (kh - 1) - 1) // problem.stride[0] + 1
+    ow = (w + left + right - problem.dilation[1] * (kw - 1) - 1) // problem.stride[1] + 1
+    return oh, ow
+
+
+def _onednn_conv(path: Path, problem: Problem) -> Callable:
+    left, right, top, bottom = problem.padding
+    border = path.shift != 0 or left != right or top != bottom
+    padding = [0, 0] if border else [top, left]
+    stride, dilation = list(problem.stride), list(problem.dilation)
+    o = len(problem.weight)
+    scales, zeros = torch.ones(o), torch.zeros(o, dtype=torch.int64)
+    packed = torch.ops.onednn.qconv_prepack(
+        torch.from_numpy(problem.weight.astype(np.int8)),
+        scales, 1.0, 0, stride, padding, dilation, problem.groups, None,
+    )  # fmt: skip
+    convolve = torch.ops.onednn.qconv_pointwise.default
+
+    def raw(codes):
+        if border:
+            n, h, w, c = codes.shape
+            framed = np.empty((n, top + h + bottom, left + w + right, c), np.uint8)
+            windows.shift_and_pad(codes, (left, top), path.shift, framed)
+            codes = framed
+        x = torch.from_numpy(codes).permute(0, 3, 1, 2)
+        y = convolve(
+            x, 1.0, 0, packed, scales, zeros, None, stride, padding, dilation, problem.groups,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+        return y.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy()
+
+    return raw
+
+
+_DTYPES = {"int_mm": np.int8, "fp32": np.float32, "fp64": np.float64, "int64": np.int64}
+
+
+def _product(name: str, a: np.ndarray, b: torch.Tensor) -> np.ndarray:
+    """(m, k) times (k, n), both already of the path's type."""
+    if name == "int_mm":
+        return torch._int_mm(torch.from_numpy(a), b).numpy()
+    if name == "fp32" and not _full_float32():
+        # The setting was changed after the path was chosen; float64 is exact too.
+        return torch.mm(torch.from_numpy(a).double(), b.double()).numpy()
+    return torch.mm(torch.from_numpy(a), b).numpy()
+
+
+def _linear(path: Path, weight: np.ndarray) -> Callable:
+    dtype = _DTYPES[path.name]
+    right = torch.from_numpy(np.ascontiguousarray(weight.T.astype(dtype)))
+
+    def raw(codes):
+        rows = codes.reshape(-1, codes.shape[-1])
+        if path.name == "int64":
+            out = np.empty((1, len(rows), len(weight)), np.int64)
+            windows.matmul(rows[None], right.numpy()[None], out)
+        else:
+            # A shift by -128 leaves int8, so it is done in 16 bits first.
+            shifted = rows if not path.shift else rows.astype(np.int16) + path.shift
+            out = _product(path.name, np.ascontiguousarray(shifted.astype(dtype)), right)
+        return out.reshape(*codes.shape[:-1], len(weight))
+
+    return raw
+
+
+def _window_conv(path: Path, problem: Problem) -> Callable:
+    dtype = _DTYPES[path.name]
+    weight = problem.weight
+    o, c, kh, kw = weight.shape
+    columns = c * kh * kw
+    right = weight.transpose(2, 3, 1, 0).reshape(columns, o).astype(dtype)
+    right = torch.from_numpy(np.ascontiguousarray(right))
+    left, _, top, _ = problem.padding
+    out_dtype = np.int32 if path.name == "int_mm" else dtype
+
+    def raw(codes):
+        n, h, w, _ = codes.shape
+        oh, ow = output_size(problem, h, w)
+        out = np.empty((n, oh, ow, o), out_dtype)
+        step = max(1, _WINDOW_BYTES // (oh * ow * columns * np.dtype(dtype).itemsize))
+        for first in range(0, n, step):
+            part = codes[first : first + step]
+            rows = np.empty((len(part) * oh * ow, columns), dtype)
+            windows.im2col(
+                part, (kh, kw, oh, ow), problem.stride, (left, top), problem.dilation,
+                path.shift, rows,
+            )  # fmt: skip
+            out[first : first + step] = _product(path.name, rows, right).reshape(-1, oh, ow, o)
+        return out
+
+    return raw
+
+
+def _loop_conv(problem: Problem) -> Callable:
+    weight = np.ascontiguousarray(problem.weight.transpose(0, 2, 3, 1))
+    left, _, top, _ = problem.padding
+
+    def raw(codes):
+        oh, ow = output_size(problem, *codes.shape[1:3])
+        out = np.empty((len(codes), oh, ow, len(weight)), np.int64)
+        windows.convolve(
+            codes, weight, problem.stride, (left, top), problem.dilation, problem.groups, out
+        )
+        return out
+
+    return raw
+
+
+def _matmul(name: str) -> Callable:
+    def raw(a, b):
+        lead, (m, k), p = a.shape[:-2], a.shape[-2:], b.shape[-1]
+        a, b = a.reshape(-1, m, k), b.reshape(-1, k, p)
+        if name == "int64":
+            out = np.empty((len(a), m, p), np.int64)
+            windows.matmul(a, b, out)
+        else:
+            narrow = name == "fp32" and _full_float32()
+            dtype = np.float32 if narrow else np.float64
+            x, y = (torch.from_numpy(v.astype(dtype)) for v in (a, b))
+            out = torch.bmm(x, y).numpy()
+        return out.reshape(*lead, m, p)
+
+    return raw
+
+
+# --- the probe --------------------------------------------------------------------------
+
+
+def _patterns(count: int, lo: int, hi: int) -> np.ndarray:
+    """Rows of extreme codes (p, count): constant, alternating in ones and pairs, random."""
+    index = np.arange(count)
+    random = np.random.Generator(np.random.PCG64(20)).integers(0, 2, (3, count))
+    picks = np.stack([index * 0, index * 0 + 1, index % 2, index // 2 % 2, (index % 3) // 2])
+    return np.where(np.concatenate([picks, random]), hi, lo).astype(np.int64)
+
+
+def _probe_cases(name: str):
+    """(problem, codes) that the path is proved for, with values at the ends of the range."""
+    for k in (1, 4, 31, 64, 144, 257, 576, 1024):
+        weight = _patterns(k, -128, 127)
+        for lo, hi in ((0, 255), (-128, 127)):
+            codes = _patterns(k, lo, hi)
+            problem = Problem("linear", (lo, hi), weight)
+            if name == "onednn":
+                problem = Problem("conv", (lo, hi), weight.reshape(len(weight), k, 1, 1))
+                codes = codes.reshape(len(codes), 1, 1, k)
+            if _provable(name, problem) is None:
+                scale = max(1, -(-problem.bound() // (LIMITS[name] // 2)))
+                smaller = np.sign(weight) * (np.abs(weight) // scale)
+                problem = Problem(problem.kind, (lo, hi), smaller.reshape(problem.weight.shape))
+            if _provable(name, problem) is not None:
+                yield problem, codes.astype(np.uint8 if lo == 0 else np.int8)
+
+
+def _run_probe(name: str) -> tuple[int, int]:
+    cases = wrong = 0
+    for problem, codes in _probe_cases(name):
+        got = prepare(problem, name)(codes)
+        rows = codes.reshape(len(codes), -1).astype(np.int64)
+        want = rows @ problem.weight.reshape(len(problem.weight), -1).T
+        cases += want.size
+        wrong += int((got.reshape(want.shape).astype(np.int64) != want).sum())
+    return cases, wrong
+
+
+_probed = functools.lru_cache(maxsize=None)(_run_probe)
+
+
+def probe() -> list[tuple[str, int, int]]:
+    """(path, products tried, products wrong) for every path, available or not.
+
+    Extreme operands (every code at an end of its range, K up to 1024) against
+    int64 numpy, run afresh.
+    """
+    return [(name, *_run_probe(name)) for name in PATHS]
+
+
+def explain() -> list[tuple[str, bool, str]]:
+    """(path, usable here, why or under which condition) for `fsim doctor`."""
+    return [
+        (name, (why := _unfit(name)) is None, why or f"exact while |sum| <= {LIMITS[name]}")
+        for name in PATHS
+    ]
