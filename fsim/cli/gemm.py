@@ -1,0 +1,162 @@
+"""`fsim gemm`: one matrix product on the array, with explicit faults."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from fsim.cli.options import FaultType, accel_options, json_option, load_accel_option
+from fsim.cli.tables import pairs, print_json
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@accel_options()
+@click.option("--a", "a_file", required=True, type=FILE, help=".npy of (m, k) integer codes.")
+@click.option("--b", "b_file", required=True, type=FILE, help=".npy of (k, n) integer codes.")
+@click.option("--d", "d_file", type=FILE, help=".npy of the (m, n) bias that is preloaded.")
+@click.option(
+    "--fault",
+    "faults",
+    type=FaultType,
+    multiple=True,
+    help="component=c1,row=2,col=3,bit=5,kind=flip,cycle=17; kind is flip, stuck0 or stuck1, "
+    "mask= takes several bits, last= ends a stuck-at. May be repeated.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "reference", "tile", "replay"]),
+    default="auto",
+    show_default=True,
+    help="How the same bits are computed: cycle by cycle in Python, compiled, or only the "
+    "outputs that the faults touch.",
+)
+@click.option(
+    "--truncate",
+    type=click.IntRange(0, 32),
+    default=0,
+    show_default=True,
+    help="Output truncation in bits, for machines that have such a stage.",
+)
+@click.option("--waveform", type=FILE, help="Write every register by cycle to this .npz.")
+@click.option("--out", type=FILE, help="Write the (m, n) int64 result to this .npy.")
+@json_option
+def gemm(
+    accel,
+    settings,
+    dataflow,
+    a_file,
+    b_file,
+    d_file,
+    faults,
+    backend,
+    truncate,
+    waveform,
+    out,
+    as_json,
+):
+    """One product a @ b + d on the array, bit for bit, with explicit faults.
+
+    Components, their bits and their backends: fsim accel show NAME.
+    """
+    from fsim.errors import ConfigError
+    from fsim.simulator.gemm import gemm as run
+
+    if out and waveform and os.path.realpath(out) == os.path.realpath(waveform):
+        raise ConfigError(f"--out and --waveform must be two files, got {out} twice")
+    machine = load_accel_option(accel, settings, dataflow)
+    operands = [read_matrix(path) if path else None for path in (a_file, b_file, d_file)]
+    result = run(
+        *operands,
+        accel=machine,
+        truncate=truncate,
+        faults=faults,
+        backend=backend,
+        waveform=waveform is not None,
+    )
+    _write(result, out, waveform)
+    m, n = result.out.shape
+    summary = {
+        "accel": machine.name,
+        "dataflow": machine.dataflow,
+        "shape": {"m": m, "k": operands[0].shape[1], "n": n},
+        "cycles": result.cycles,
+        "backend": result.backend,
+        "faults": len(faults),
+        "masked": bool(result.masked),
+        "changed_outputs": int(result.changed),
+        "outputs": m * n,
+        "out": str(out) if out else None,
+        "waveform": str(waveform) if waveform else None,
+    }
+    if as_json:
+        print_json(summary)
+        return
+    if not faults:
+        effect = "no fault given"
+    elif result.masked:
+        effect = f"masked, all {m * n} outputs as without"
+    else:
+        effect = f"{result.changed} of {m * n} outputs changed"
+    rows = [
+        ("product", f"({m} x {operands[0].shape[1]})({operands[0].shape[1]} x {n})"),
+        (
+            "accelerator",
+            f"{machine.name}, {machine.rows} x {machine.cols} PEs, {machine.dataflow}",
+        ),
+        ("cycles", result.cycles),
+        ("backend", result.backend),
+        ("faults", f"{len(faults)}: {effect}" if faults else effect),
+    ]
+    rows += [("written", path) for path in (out, waveform) if path]
+    click.echo(pairs(rows))
+
+
+def read_matrix(path: Path):
+    """The integer matrix of an .npy file; ConfigError if it is anything else.
+
+    Mapped into memory, so that a header that declares more than the file holds
+    is refused before anything of its size is allocated.
+    """
+    import numpy as np
+
+    from fsim.errors import ConfigError
+
+    if not path.is_file():
+        raise ConfigError(f"an operand must be an .npy file that exists, got {path}")
+    try:
+        matrix = np.array(np.lib.format.open_memmap(path, mode="r"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the operand: {error.strerror or error} ({path})") from None
+    except (ValueError, TypeError, EOFError, OverflowError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"an operand must be an .npy file of numbers, got something else: {reason} ({path})"
+        ) from None
+    if matrix.dtype.kind not in "iu" or matrix.ndim != 2:
+        raise ConfigError(
+            f"an operand must be a matrix of integer codes, got {matrix.dtype} of shape "
+            f"{matrix.shape} ({path})"
+        )
+    return matrix
+
+
+def _write(result, out: Path | None, waveform: Path | None):
+    """Both files or, if one of them cannot be written, neither."""
+    import numpy as np
+
+    from fsim.files import atomic_write
+
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context(atomic_write(path)) if path else None
+            for name, path in (("out", out), ("waveform", waveform))
+        }
+        if files["out"]:
+            np.save(files["out"], result.out, allow_pickle=False)
+        if files["waveform"]:
+            np.savez_compressed(files["waveform"], **result.waveform)
