@@ -2,6 +2,7 @@
 
 The images are the test part of the "Optical Recognition of Handwritten Digits"
 data set (E. Alpaydin and C. Kaynak, UCI Machine Learning Repository, 1998,
+doi:10.24432/C50P49,
 CC BY 4.0), the same 1,797 that scikit-learn ships: 8 x 8 pixels of 0..16.
 They are stored beside the weights, so that the default example needs neither
 the network nor scikit-learn. Written by `python -m fsim.nas.digits OUT.npz`.

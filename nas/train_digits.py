@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from fsim.errors import ConfigError, FsimError
+from fsim.files import atomic_write
 from fsim.nas.digits import PIXEL_MAX, digits_split
 from fsim.nas.digits_cnn import DigitsCNN
 from fsim.nas.preprocessing import Preprocessing
@@ -91,19 +90,8 @@ def save(model: DigitsCNN, path: Path, metadata: dict) -> None:
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
         metadata={"fsim": json.dumps(metadata, sort_keys=True)},
     )
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    except OSError as error:
-        raise ConfigError(f"cannot write the weights to {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise ConfigError(f"cannot write the weights to {path}: {error.strerror}") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
             "numpy": np.__version__,
         }
         save(model, options.out, metadata)
-    except FsimError as error:
+    except (FsimError, OSError) as error:
         parser.error(str(error))
     seconds = time.perf_counter() - start
     print(f"test accuracy {share:.2%}, {seconds:.1f} s, written to {options.out}")

@@ -17,6 +17,7 @@ from fsim.nas.digits_cnn import DigitsCNN
 from fsim.nas.places import model_places
 from fsim.nas.preprocessing import Preprocessing
 from fsim.nas.resnet import ResNet8, ResNet20
+from fsim.parse import nearest
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -132,7 +133,9 @@ def load_model(
         return _from_zoo(spec, weights, preprocessing)
     if ":" in spec:
         return _from_factory(spec, weights, preprocessing)
-    raise ConfigError(f"model must be one of {', '.join(ZOO)} or module:factory, got {spec!r}")
+    raise ConfigError(
+        f"model must be one of {', '.join(ZOO)} or module:factory, got {spec!r}{nearest(spec, ZOO)}"
+    )
 
 
 def _from_zoo(name: str, weights, preprocessing: Preprocessing | None) -> LoadedModel:
