@@ -7,11 +7,12 @@ come first, because a figure without them says nothing.
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import sys
 import time
 from pathlib import Path
+
+from fsim.machine import cpu_model, cpus, load
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -21,28 +22,9 @@ def names() -> list[str]:
     return sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
 
 
-def cpu_model() -> str:
-    """The CPU's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def cpus() -> int:
-    """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def load() -> str:
-    """Processes running or waiting, as averages; a busy machine spoils timings."""
-    if not hasattr(os, "getloadavg"):
-        return "unknown"
-    return ", ".join(f"{value:.2f}" for value in os.getloadavg()) + " (1, 5, 15 min)"
+def load_line() -> str:
+    """The machine's load; a busy one spoils timings."""
+    return ", ".join(f"{value:.2f}" for value in load()) + " (1, 5, 15 min)" if load() else "unknown"
 
 
 def main(wanted: list[str]) -> int:
@@ -55,7 +37,7 @@ def main(wanted: list[str]) -> int:
         )
         return 2
     print(f"machine: {cpu_model()}, {cpus()} CPUs, Python {platform.python_version()}")
-    print(f"load before: {load()}")
+    print(f"load before: {load_line()}")
     failed = []
     for name in wanted or names():
         print(f"\n== {name} ==", flush=True)
@@ -66,7 +48,7 @@ def main(wanted: list[str]) -> int:
             failed.append(name)
             print(f"failed: {type(error).__name__}: {error}")
         print(f"({time.perf_counter() - start:.1f} s)", flush=True)
-    print(f"\nload after: {load()}")
+    print(f"\nload after: {load_line()}")
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
