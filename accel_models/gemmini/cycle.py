@@ -99,11 +99,16 @@ def run(accel, a, b, d, table, waveform=False):
 def _inputs(tokens: list[Token], rows: int, cols: int, t: int):
     """X[t]: in_a by row; in_b, in_d, in_valid, in_prop by column; 0 without a token."""
 
-    def at(skew):
-        return tokens[t - skew] if 0 <= t - skew < len(tokens) else None
+    nothing = Token([0] * rows, [0] * cols, [0] * cols, 0)
 
-    in_a = [at(i).a[i] if at(i) else 0 for i in range(rows)]
-    above = [(at(j).b[j], at(j).d[j], 1, at(j).prop) if at(j) else (0, 0, 0, 0) for j in range(cols)]
+    def at(skew):
+        return tokens[t - skew] if 0 <= t - skew < len(tokens) else nothing
+
+    def valid(skew):
+        return int(0 <= t - skew < len(tokens))
+
+    in_a = [at(i).a[i] for i in range(rows)]
+    above = [(at(j).b[j], at(j).d[j], valid(j), at(j).prop) for j in range(cols)]
     return in_a, above
 
 

@@ -121,10 +121,15 @@ def _edge_os(accel, S, x, w, en, clr, faults, t):
 
 def _run_ws(accel, a, b, d, faults, waves):
     """One pass a tile, n0 outer, k0 inner. The sums of a pass are fed back
-    through the array in the next k-tile; d is what the first one is fed."""
+    through the array in the next k-tile; d is what the first one is fed.
+
+    The sums of the idle columns beyond n are kept and fed back like any other:
+    they never reach the result, but faults make them visible at the port.
+    """
     rows, cols = accel.rows, accel.cols
     m, k, n = len(a), len(b), len(b[0])
-    acc = [row[:] for row in d]
+    width = n + -n % cols
+    acc = [row + [0] * (width - n) for row in d]
     S = state((*register_names(accel), "v2"), rows, cols)
     # Delay lines: 4 i + 1 registers of (x, en & !clr) before row i, because a sum
     # takes four cycles to reach the next row; j + 1 of psum before column j.
@@ -134,25 +139,25 @@ def _run_ws(accel, a, b, d, faults, waves):
     t = 0
     for n0 in range(0, n, cols):
         for k0 in range(0, k, rows):
-            read = [[0] * n for _ in range(m)]
+            read = [[0] * cols for _ in range(m)]
             for c in range(5 * rows + m + cols - 1):
                 load = c < rows
                 row = c - rows if rows <= c < rows + m else None
                 en, clr = int(load or row is not None), int(load)
                 w = [padded(b, k0 + rows - 1 - c, n0 + j) if load else 0 for j in range(cols)]
                 x = [0 if row is None else padded(a, row, k0 + i) for i in range(rows)]
-                psum = [0 if row is None else padded(acc, row, n0 + j) for j in range(cols)]
+                psum = [0 if row is None else acc[row][n0 + j] for j in range(cols)]
                 S = _edge_ws(accel, S, x, w, psum, en, clr, faults, t)
                 faults.after_edge(S, t)
                 waves.record(S, S.mac_out[-1])
                 t += 1
-                for j in range(min(cols, n - n0)):
+                for j in range(cols):
                     done = c - (rows + 4 * (rows - 1) + j + 4)  # row of a whose sum is below
                     if 0 <= done < m:
-                        read[done][n0 + j] = S.mac_out[-1][j]
+                        read[done][j] = S.mac_out[-1][j]
             for i in range(m):
-                acc[i][n0 : n0 + cols] = read[i][n0 : n0 + cols]
-    return acc
+                acc[i][n0 : n0 + cols] = read[i]
+    return [row[:n] for row in acc]
 
 
 def _edge_ws(accel, S, x, w, psum_init, en, clr, faults, t):
