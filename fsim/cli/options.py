@@ -36,8 +36,8 @@ ShapeType = Parsed("m,k,n", "parse_shape")
 FaultType = Parsed("key=value,...", "parse_fault")
 
 
-def accel_options(given: bool = True):
-    """Decorator: --set (repeatable), --dataflow and, if `given`, a required --accel."""
+def accel_options(given: bool = True, required: bool = True):
+    """Decorator: --set (repeatable), --dataflow and, if `given`, --accel."""
     options = [
         click.option(
             "--dataflow",
@@ -58,7 +58,7 @@ def accel_options(given: bool = True):
         options.append(
             click.option(
                 "--accel",
-                required=True,
+                required=required,
                 metavar="NAME|FILE",
                 help="A preset (fsim accel list) or a .yaml or .toml file.",
             )

@@ -1,0 +1,144 @@
+"""`fsim verify`: is what is installed here bit for bit the hardware?"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import click
+
+from fsim.cli.options import accel_options, json_option, load_accel_option
+from fsim.cli.tables import print_json, table
+
+REFERENCE_EVERY = 10
+"""The plain-Python reference does this share of the built-in vectors: the rest takes
+a minute, and its tests run them all."""
+
+BACKENDS = ("tile", "replay", "reference")
+
+
+@click.command()
+@accel_options(required=False)
+@click.option(
+    "--vectors",
+    type=click.Path(path_type=Path),
+    help="Your own vectors (docs/vectors.md) instead of those that come with fsim.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    type=click.Choice(BACKENDS),
+    multiple=True,
+    help="Check only this backend. May be repeated.",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    help="Check each N-th vector only. The default is all; for the reference on the "
+    f"built-in vectors, each {REFERENCE_EVERY}th.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 3600),
+    default=8.0,
+    show_default=True,
+    help="How long to compare random products between backends; 0 leaves that out.",
+)
+@json_option
+def verify(accel, settings, dataflow, vectors, backends, every, seconds, as_json):
+    """Compare every backend with vectors of RTL, and the fast ones with the reference.
+
+    Vectors are numbers from simulations of third-party RTL: results, cycles and
+    waveforms, with and without faults. Exit code 1 if anything differs; the
+    first difference is shown as cycle, register, expected and got.
+    """
+    from fsim.errors import ConfigError
+    from fsim.simulator import verify as checks
+    from fsim.simulator.runners import RUNNERS
+
+    if vectors is None and (accel or settings or dataflow):
+        raise ConfigError("--accel, --set and --dataflow need --vectors FILE")
+    if accel is None and (settings or dataflow):
+        raise ConfigError("--set and --dataflow need --accel NAME")
+    machine = load_accel_option(accel, settings, dataflow) if accel else None
+    backends = backends or BACKENDS
+    files = [vectors] if vectors else checks.builtin_vectors()
+
+    start = time.perf_counter()
+    reports = []
+    for path in files:
+        for backend in backends:
+            sampled = backend == "reference" and vectors is None
+            step = every or (REFERENCE_EVERY if sampled else 1)
+            report = checks.verify_vectors(path, machine, backend, every=step)
+            reports.append((report, step))
+    compared = [name for name in backends if name != "reference"]
+    kernels = []
+    if seconds and compared and vectors is None:
+        runners = {name: RUNNERS[name] for name in compared}
+        kernels = checks.kernel_checks(seconds, runners)
+    elapsed = time.perf_counter() - start
+
+    failed = sum(report.failed for report, _ in reports) + sum(row.failed for row in kernels)
+    if as_json:
+        print_json(
+            {
+                "ok": failed == 0,
+                "seconds": round(elapsed, 3),
+                "vectors": [_vector_json(report, step) for report, step in reports],
+                "kernels": [dataclasses.asdict(row) for row in kernels],
+            }
+        )
+    else:
+        _print(reports, kernels, failed, elapsed)
+    if failed:
+        raise SystemExit(1)
+
+
+def _vector_json(report, step: int) -> dict:
+    return {
+        "file": report.path.name,
+        "design": report.design,
+        "machine": report.machine,
+        "backend": report.backend,
+        "every": step,
+        "passed": report.passed,
+        "failed": report.failed,
+        "skipped": report.skipped,
+        "checks": [dataclasses.asdict(tally) for tally in report.tallies],
+        "mismatches": [dataclasses.asdict(mismatch) for mismatch in report.mismatches],
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def _print(reports, kernels, failed: int, elapsed: float):
+    rows = [
+        (
+            report.path.name,
+            report.machine,
+            report.backend,
+            "all" if step == 1 else f"1 in {step}",
+            report.passed,
+            report.failed,
+            report.skipped,
+            f"{report.seconds:.1f}",
+        )
+        for report, step in reports
+    ]
+    numbers = ("pass", "fail", "skip", "s")
+    click.echo(table(("vectors", "machine", "backend", "vectors run", *numbers), rows, numbers))
+    click.echo("\npass, fail: results, masked flags, cycles and waveforms compared whole")
+    click.echo("skip: the backend does not serve that component, or keeps no waveform")
+    if kernels:
+        click.echo("\nRandom products with random faults, against the cycle-level reference:")
+        rows = [(row.machine, row.backend, row.passed, row.failed) for row in kernels]
+        click.echo(table(("machine", "backend", "pass", "fail"), rows, numbers))
+    for report, _ in reports:
+        if report.first:
+            click.echo(f"\nfirst difference, {report.path.name}, {report.backend}: {report.first}")
+    for row in kernels:
+        if row.first:
+            click.echo(f"\nfirst difference, {row.machine}, {row.backend}: {row.first}")
+    passed = sum(report.passed for report, _ in reports) + sum(row.passed for row in kernels)
+    click.echo(f"\n{passed} passed, {failed} failed in {elapsed:.0f} s")
