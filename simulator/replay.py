@@ -6,6 +6,7 @@ import numpy as np
 
 from fsim.accel_models.accel import Accel
 from fsim.accel_models.plan import Plan
+from fsim.types import T_LAST, T_WORD
 
 from .kernels import replay as kernels
 
@@ -31,7 +32,9 @@ def walk_outputs(
 ) -> np.ndarray:
     """Patch `out` (m, n) int64 with the faulty values of all touched outputs.
 
-    a (m, k), b (k, n), d (m, n) int64; table (f, 10) int64 fault table.
+    a (m, k), b (k, n), d (m, n) int64; table (f, 10) int64 fault table: rows with
+    a word >= 0 are flips of partial sums in memory, word = m_index * n + n_index,
+    first = the fold that stored the sum.
     everything  walk all outputs: where an adder may saturate, the plan itself
                 is the machine's arithmetic
     Returns the touched outputs as a (m, n) bool array.
@@ -40,7 +43,11 @@ def walk_outputs(
         a, b, d = b.T, a.T, d.T
         out = out.T
     table = table.copy()
-    np.minimum(table[:, kernels.T_LAST], _FAR, out=table[:, kernels.T_LAST])
+    np.minimum(table[:, T_LAST], _FAR, out=table[:, T_LAST])
+    if plan.transposed:
+        stored = table[:, T_WORD] >= 0
+        row, col = np.divmod(table[stored, T_WORD], plan.m)
+        table[stored, T_WORD] = col * plan.n + row
     vector, segments = plan.vector(), plan.table()
     touched = np.zeros(out.shape, np.uint8)
     if everything:

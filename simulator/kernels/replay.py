@@ -69,6 +69,7 @@ from fsim.types import (
     T_LAST,
     T_OR,
     T_ROW,
+    T_WORD,
     T_XOR,
 )
 
@@ -269,12 +270,23 @@ def act(value, stage, plan, segments, table, pairs, count, phase, u, p, j, bits,
 
 
 @kernel
-def walk(a_row, b_col, start, plan, segments, table, bits, phase0, phase_step, p, j, scratch):
+def stored_sum(value, table, word, fold, bits):
+    """The sum of `fold` as it is read back from memory word `word`."""
+    for f in range(table.shape[0]):
+        if table[f, T_WORD] == word and table[f, T_FIRST] == fold:
+            value = apply_mask(value, table, f, bits, 1)
+    return value
+
+
+@kernel
+def walk(a_row, b_col, start, word, plan, segments, table, bits, phase0, p, j, scratch):
     """One output, recomputed in machine order with all faults.
 
     a_row, b_col  (k,) int64 operands of the output
     start         its bias D
-    phase0        phase of its first fold; further folds are phase_step apart
+    word          its address in the memory of partial sums; rows of the table
+                  with that T_WORD act on the sum that fold T_FIRST stores there
+    phase0        phase of its first fold; further folds follow one by one
     p, j          coordinates in the fold (see accel_models.plan)
     scratch       (pairs, order) work arrays
     """
@@ -285,7 +297,7 @@ def walk(a_row, b_col, start, plan, segments, table, bits, phase0, phase_step, p
     total = np.int64(0) if init_d else start
     acc = start
     for fold in range(folds):
-        phase = phase0 + fold * phase_step
+        phase = phase0 + fold
         count, lowest, highest = collect(plan, segments, table, phase, p, j, pairs)
         if not (fold == 0 and init_d) and not (fold > 0 and chain):
             acc = np.int64(0)
@@ -318,8 +330,11 @@ def walk(a_row, b_col, start, plan, segments, table, bits, phase0, phase_step, p
             )
         if count:
             acc = act(acc, DRAIN, plan, segments, table, pairs, count, phase, 0, p, j, bits, order)
-        if not chain:
+        if chain:
+            acc = stored_sum(acc, table, word, fold, acc_bits)
+        else:
             total = add(total, acc, acc_bits, saturate)
+            total = stored_sum(total, table, word, fold, acc_bits)
     return acc if chain else total
 
 
@@ -336,6 +351,9 @@ def mark(plan, segments, table, touched):
     for f in range(table.shape[0]):
         row, col = table[f, T_ROW], table[f, T_COL]
         first, last = table[f, T_FIRST], table[f, T_LAST]
+        if table[f, T_WORD] >= 0:
+            touched[table[f, T_WORD] // n_size, table[f, T_WORD] % n_size] = 1
+            continue
         for s in range(segments.shape[0]):
             seg = segments[s]
             component = table[f, T_COMPONENT]
@@ -434,12 +452,12 @@ def replay(a, b_t, d, plan, segments, table, bits, touched, out):
                 a[m],
                 b_t[n],
                 d[m, n],
+                m * plan[P_N] + n,
                 plan,
                 segments,
                 table,
                 bits,
                 phase0,
-                1,
                 p,
                 n % cols,
                 scratch,
