@@ -80,6 +80,25 @@ def assert_rate(
     )
 
 
+def assert_at_least(
+    k: int, n: int, p: float, alpha: float = 1e-9, *, mutant: float, named: str
+) -> None:
+    """k of n independent trials agree with a probability of p or more: exact, one-sided.
+
+    mutant  the lower rate that the defect `named` would give
+    """
+    _register(alpha)
+    low = int(stats.binom.ppf(alpha, n, p))
+    while low > 0 and stats.binom.cdf(low - 1, n, p) > alpha:
+        low -= 1
+    power = stats.binom.cdf(low - 1, n, mutant)
+    assert power > POWER, (
+        f"{n} trials catch the mutant '{named}' (rate {mutant:.6g}, at least {p:.6g} wanted) "
+        f"only with probability {power:.4f}: take more"
+    )
+    assert k >= low, f"{k} of {n} trials, at least {low} expected at alpha = {alpha:g}"
+
+
 def assert_uniform(
     counts,
     alpha: float = 1e-9,
