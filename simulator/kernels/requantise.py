@@ -10,6 +10,7 @@ The one rounding rule is round half to even. A float32 product is rounded once
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from fsim.jit import kernel, parallel_kernel, prange
@@ -241,3 +242,18 @@ def quantise_images(images, inverse_scale, lo, hi, out):
                 v = v if v > lo else lo
                 v = v if v < hi else hi
                 out[image, p, k] = np.int32(np.rint(v))
+
+
+def set_threads(count: int) -> int:
+    """Let parallel kernels called from this thread use `count` threads; the old count.
+
+    More than numba started with are not to be had: then all of them are used.
+    """
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    return before
+
+
+def threads() -> int:
+    """Threads that parallel kernels called from this thread use."""
+    return numba.get_num_threads()

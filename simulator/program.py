@@ -1,0 +1,482 @@
+"""Run the integer network, clean or with faults.
+
+`run` is plain integer arithmetic from the input's codes to the last accumulators:
+the same bits for any number of threads and any batch size. Faults enter through
+`Hooks`, which see and change the codes and accumulators that the hardware holds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from fsim.errors import ConfigError
+
+from .kernels import requantise as kernels
+from .ops import (
+    Add,
+    ArrayOp,
+    AvgPool,
+    Concat,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    Host,
+    Input,
+    Linear,
+    MatMul,
+    MaxPool,
+    Op,
+    Pad,
+    Program,
+    Relu,
+    Slice,
+    code_dtype,
+    code_range,
+    fixed_point,
+    with_weights,
+)
+
+__all__ = [
+    "Add",
+    "ArrayOp",
+    "AvgPool",
+    "Concat",
+    "Conv",
+    "Flatten",
+    "GlobalAvgPool",
+    "Hooks",
+    "Host",
+    "Input",
+    "Linear",
+    "MatMul",
+    "MaxPool",
+    "Op",
+    "Pad",
+    "Program",
+    "Relu",
+    "Result",
+    "Slice",
+    "code_dtype",
+    "code_range",
+    "fixed_point",
+    "run",
+    "with_weights",
+]
+
+CHUNK = 64
+"""Images that go through the network together when no hooks are given."""
+
+
+class Hooks(Protocol):
+    """Where faults enter. Arrays are valid during the call only: copy what you keep."""
+
+    def stored(self, op: Op, codes: np.ndarray) -> None:
+        """`op` wrote its output `codes` (n, *op.layout); they may be changed in place.
+
+        Called for operations with `stores`, except the last one, whose
+        accumulators leave the array and are not stored as codes.
+        """
+
+    def loaded(self, op: Op, slot: int, codes: np.ndarray) -> np.ndarray:
+        """`op` is about to read its input `slot`: the codes it gets.
+
+        Returns `codes` itself or a changed copy; never changes them in place.
+        Called for every operation with `stores`.
+        """
+
+    def accumulated(
+        self, op: ArrayOp, inputs: tuple[np.ndarray, ...], acc: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The array finished `op`.
+
+        inputs  codes it read
+        acc     exact sums (n, oh, ow, o) or (n, o), float32, int32, float64 or int64
+                holding integers, WITHOUT bias, not yet wrapped; read only
+        Returns None, or (flat index into acc, int64; final accumulators with the
+        bias included, int64) of the outputs that differ.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gives.
+
+    logits    (n, classes) float32: acc times the dequantising scale
+    acc       (n, classes) int64: the last accumulators, bias included, wrapped
+    kept      operation index -> codes (n, *op.layout), as they were after any fault
+    kept_acc  array operation index -> exact sums without bias, int64, (n, *op.layout)
+    """
+
+    logits: np.ndarray
+    acc: np.ndarray
+    kept: dict[int, np.ndarray] = field(default_factory=dict)
+    kept_acc: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+class _Pool(threading.local):
+    """Arrays that are written again and again, so that no page is ever new."""
+
+    def __init__(self):
+        self.free: dict[tuple, list[np.ndarray]] = {}
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        stack = self.free.get((shape, dtype))
+        return stack.pop() if stack else np.empty(shape, dtype)
+
+    def give(self, array: np.ndarray) -> None:
+        stack = self.free.setdefault((array.shape, array.dtype), [])
+        if len(stack) < 4:
+            stack.append(array)
+
+    def trim(self, limit_bytes: int = 256 << 20) -> None:
+        """Forget everything if more than the limit is held."""
+        held = sum(a.nbytes for stack in self.free.values() for a in stack)
+        if held > limit_bytes:
+            self.free.clear()
+
+
+_pool = _Pool()
+
+
+class _Threads:
+    """Torch and numba on `count` threads inside a with block; None leaves both."""
+
+    def __init__(self, count: int | None):
+        self.count = count
+
+    def __enter__(self):
+        if self.count is not None:
+            self.before = torch.get_num_threads(), kernels.set_threads(self.count)
+            torch.set_num_threads(self.count)
+
+    def __exit__(self, *_):
+        if self.count is not None:
+            torch.set_num_threads(self.before[0])
+            kernels.set_threads(self.before[1])
+
+
+def run(
+    program: Program,
+    images: np.ndarray | None = None,
+    *,
+    hooks: Hooks | None = None,
+    start: tuple[int, Mapping[int, np.ndarray]] | None = None,
+    keep: Collection[int] = (),
+    keep_acc: Collection[int] = (),
+    threads: int | None = None,
+    chunk: int | None = None,
+) -> Result:
+    """Codes through the network.
+
+    images   (n, c, h, w) float32, or the input's codes (n, h, w, c) of any integer type
+    hooks    faults; they see the whole batch at once, so `n` sets the memory
+    start    (index, codes of earlier operations): operations before `index` are not
+             run and the given codes, `program.live(index)` at least, stand for
+             them; `images` is then not needed
+    keep     operations whose codes are returned; keep_acc the same for sums
+    threads  None leaves torch's and numba's settings
+    chunk    images that go through together (default: 64, with hooks all of them)
+
+    Raises ConfigError if the images do not fit the network or are not finite.
+    """
+    first, given = start if start is not None else (0, {})
+    if first == 0:
+        images = _checked_images(program, images)
+        count = len(images)
+    else:
+        missing = [i for i in program.live(first) if i not in given]
+        if missing:
+            raise ConfigError(f"start={first} needs the codes of operations {missing} as well")
+        count = len(next(iter(given.values())))
+    step = chunk or (CHUNK if hooks is None else max(count, 1))
+    parts = []
+    with _Threads(threads):
+        for begin in range(0, max(count, 1), step):
+            part = slice(begin, begin + step)
+            codes = {i: array[part] for i, array in given.items()}
+            source = images[part] if first == 0 else None
+            parts.append(_run_part(program, source, hooks, first, codes, set(keep), set(keep_acc)))
+    _pool.trim()
+    if len(parts) == 1:
+        return parts[0]
+    return Result(
+        np.concatenate([p.logits for p in parts]),
+        np.concatenate([p.acc for p in parts]),
+        {i: np.concatenate([p.kept[i] for p in parts]) for i in parts[0].kept},
+        {i: np.concatenate([p.kept_acc[i] for p in parts]) for i in parts[0].kept_acc},
+    )
+
+
+def _checked_images(program: Program, images: np.ndarray | None) -> np.ndarray:
+    op = program.input
+    if images is None:
+        raise ConfigError("run needs images, or start= with the codes to go on from")
+    images = np.asarray(images)
+    is_float = images.dtype.kind == "f"
+    shape = op.shape if is_float else op.layout
+    if images.shape[1:] != shape:
+        kind = "images" if is_float else "input codes"
+        raise ConfigError(f"{kind} must be (n, {', '.join(map(str, shape))}), got {images.shape}")
+    if is_float:
+        if not np.isfinite(images).all():
+            raise ConfigError(f"images must be finite, got NaN or infinity (input {op.name!r})")
+        return np.ascontiguousarray(images, np.float32)
+    lo, hi = op.range
+    if images.size and (images.min() < lo or images.max() > hi):
+        raise ConfigError(
+            f"input codes must lie in [{lo}, {hi}], got [{images.min()}, {images.max()}]"
+        )
+    return images
+
+
+def _run_part(program, images, hooks, first, codes, keep, keep_acc) -> Result:
+    """One chunk of images through the operations from `first` on."""
+    owned: dict[int, np.ndarray] = {}
+    kept = {i: codes[i].copy() for i in keep if i in codes}
+    kept_acc: dict[int, np.ndarray] = {}
+    last = program.ops[-1]
+    for op in program.ops[first:]:
+        inputs = tuple(codes[i] for i in op.inputs)
+        if hooks is not None and op.stores:
+            inputs = tuple(hooks.loaded(op, slot, c) for slot, c in enumerate(inputs))
+        if op.is_array:
+            sums = kept_acc if op.index in keep_acc else None
+            if op is last:
+                result = _last(program, op, inputs, hooks, sums)
+                break
+            out = _array(program, op, inputs, hooks, sums)
+            owned[op.index] = out
+        elif isinstance(op, Input):
+            out = _input(op, images)
+            owned[op.index] = out
+        else:
+            out = _OTHER[type(op)](op, inputs)
+            if op.stores or isinstance(op, Pad):
+                owned[op.index] = out
+        if hooks is not None and op.stores:
+            hooks.stored(op, out)
+        codes[op.index] = out
+        if op.index in keep:
+            kept[op.index] = out.copy()
+        for i in program.release[op.index]:
+            codes.pop(i, None)
+            if i in owned:
+                _pool.give(owned.pop(i))
+    for array in owned.values():
+        _pool.give(array)
+    return Result(*result, kept, kept_acc)
+
+
+def _input(op: Input, images: np.ndarray) -> np.ndarray:
+    out = _pool.take((len(images), *op.layout), op.dtype)
+    if images.dtype.kind != "f":
+        out[...] = images
+        return out
+    lo, hi = (np.float32(v) for v in op.range)
+    inverse = np.float32(1.0 / op.scale)
+    n, c = images.shape[:2] if images.ndim == 4 else (len(images), 1)
+    flat = images.reshape(n, c, -1)
+    kernels.quantise_images(flat, inverse, lo, hi, out.reshape(n, -1, c))
+    return out
+
+
+def _sums(program: Program, op: ArrayOp, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Exact sums, the product's offset still in them."""
+    raw = program.ready(op).exact.raw
+    if isinstance(op, Conv):
+        return raw(np.ascontiguousarray(inputs[0]))
+    shapes = [program.ops[i].shape for i in op.inputs]
+    rows = (np.ascontiguousarray(_natural(c, len(s))) for c, s in zip(inputs, shapes))
+    return np.ascontiguousarray(_held(raw(*rows), len(op.shape)))
+
+
+def _array(program, op, inputs, hooks, sums) -> np.ndarray:
+    """Output codes of an array operation that is not the last."""
+    ready = program.ready(op)
+    acc = _sums(program, op, inputs)
+    out = _pool.take((len(acc), *op.layout), op.dtype)
+    replaced = None
+    if hooks is not None or sums is not None:
+        if ready.exact.offset is not None:
+            acc -= ready.exact.offset.astype(acc.dtype)
+        if sums is not None:
+            sums[op.index] = acc.astype(np.int64)
+        if hooks is not None:
+            replaced = hooks.accumulated(op, inputs, acc)
+        bias = ready.bias
+    else:
+        bias = ready.bias_raw
+    if ready.fast:
+        arguments = (acc.reshape(-1), bias, ready.multiplier, ready.lo, ready.hi, out.reshape(-1))
+        pieces = _pieces(acc.size)
+        if pieces == 1:
+            kernels.requantise_float(*arguments)
+        else:
+            kernels.requantise_float_parallel(*arguments, pieces)
+    else:
+        integer = op.bias if bias is ready.bias else op.bias - _offset(ready)
+        rows = acc.reshape(-1, acc.shape[-1])
+        kernels.requantise_integer(
+            rows, _channels(integer, rows), _channels(op.multiplier, rows), program.acc_bits,
+            ready.lo, ready.hi, out.reshape(rows.shape),
+        )  # fmt: skip
+    if replaced is not None and len(replaced[0]):
+        index, value = (np.ascontiguousarray(v, np.int64) for v in replaced)
+        kernels.requantise_at(
+            index, value, _channels(op.multiplier, acc), program.acc_bits, ready.lo, ready.hi,
+            out.reshape(-1),
+        )  # fmt: skip
+    return out
+
+
+def _last(program, op, inputs, hooks, sums) -> tuple[np.ndarray, np.ndarray]:
+    """(logits, accumulators) of the last operation."""
+    ready = program.ready(op)
+    acc = _sums(program, op, inputs)
+    if ready.exact.offset is not None:
+        acc -= ready.exact.offset.astype(acc.dtype)
+    if sums is not None:
+        sums[op.index] = acc.astype(np.int64)
+    final = acc.astype(np.int64) + op.bias
+    if hooks is not None:
+        replaced = hooks.accumulated(op, inputs, acc)
+        if replaced is not None:
+            final.reshape(-1)[replaced[0]] = replaced[1]
+    shift = 64 - program.acc_bits
+    final = (final << shift) >> shift
+    logits = final.astype(np.float32) * op.multiplier
+    ndim = len(op.shape)
+    return tuple(
+        np.ascontiguousarray(_natural(v, ndim)).reshape(len(v), -1) for v in (logits, final)
+    )
+
+
+def _offset(ready) -> np.ndarray | int:
+    return 0 if ready.exact.offset is None else ready.exact.offset
+
+
+def _channels(vector: np.ndarray, acc: np.ndarray) -> np.ndarray:
+    """A per-channel vector; one entry stands for every channel."""
+    return np.ascontiguousarray(np.broadcast_to(vector, acc.shape[-1:]))
+
+
+def _pieces(size: int) -> int:
+    """Pieces of a parallel kernel: one where starting threads costs more than the work."""
+    return 1 if size < 1 << 15 else kernels.threads()
+
+
+def _natural(codes: np.ndarray, ndim: int) -> np.ndarray:
+    """As held -> (n, *shape), the network's own order."""
+    return codes.transpose(0, 3, 1, 2) if ndim == 3 else codes
+
+
+def _held(values: np.ndarray, ndim: int) -> np.ndarray:
+    """(n, *shape) -> as held."""
+    return values.transpose(0, 2, 3, 1) if ndim == 3 else values
+
+
+def _add(op: Add, inputs) -> np.ndarray:
+    a, b = (np.ascontiguousarray(c) for c in inputs)
+    out = _pool.take(a.shape, op.dtype)
+    flat = a.reshape(-1), b.reshape(-1)
+    most = max(abs(op.m0), abs(op.m1)) << (max(8 * a.itemsize, 8 * b.itemsize) + 1)
+    if most + (1 << op.shift) < 2**31:
+        numbers = (np.int32(v) for v in (op.m0, op.m1, op.shift, op.lo, op.hi))
+        pieces = _pieces(a.size)
+        if pieces == 1:
+            kernels.add_narrow(*flat, *numbers, out.reshape(-1))
+        else:
+            kernels.add_narrow_parallel(*flat, *numbers, out.reshape(-1), pieces)
+    else:
+        kernels.add_wide(*flat, op.m0, op.m1, op.shift, op.lo, op.hi, out.reshape(-1))
+    return out
+
+
+def _average(op: AvgPool, inputs) -> np.ndarray:
+    codes = np.ascontiguousarray(inputs[0])
+    out = _pool.take((len(codes), *op.layout), op.dtype)
+    kernels.average_pool(
+        codes, op.kernel, op.stride, op.padding, op.m0, op.shift, *op.range, out
+    )
+    return out
+
+
+def _maximum(op: MaxPool, inputs) -> np.ndarray:
+    codes = np.ascontiguousarray(inputs[0])
+    out = _pool.take((len(codes), *op.layout), op.dtype)
+    kernels.max_pool(codes, op.kernel, op.stride, op.padding, op.dilation, out)
+    return out
+
+
+def _relu(op: Relu, inputs) -> np.ndarray:
+    return np.clip(inputs[0].astype(np.int64), op.lo, op.hi).astype(op.dtype)
+
+
+def _flatten(op: Flatten, inputs) -> np.ndarray:
+    codes = inputs[0]
+    return np.ascontiguousarray(_natural(codes, codes.ndim - 1)).reshape(len(codes), *op.shape)
+
+
+def _pad(op: Pad, inputs) -> np.ndarray:
+    out = _pool.take((len(inputs[0]), *op.layout), op.dtype)
+    out[...] = 0
+    inner = _natural(out, len(op.shape))
+    ends = (slice(a, n - b) for (a, b), n in zip(op.amount, op.shape))
+    inner[(slice(None), *ends)] = _natural(inputs[0], len(op.shape))
+    return out
+
+
+def _slice(op: Slice, inputs) -> np.ndarray:
+    cut = _natural(inputs[0], inputs[0].ndim - 1)[(slice(None), *op.slices)]
+    return _held(cut, len(op.shape))
+
+
+def _concat(op: Concat, inputs) -> np.ndarray:
+    parts = []
+    for codes, m0 in zip(inputs, op.m0):
+        if m0 is not None:
+            flat = np.ascontiguousarray(codes)
+            codes = np.empty(flat.shape, op.dtype)
+            kernels.rescale(flat.reshape(-1), m0, op.shift, *op.range, codes.reshape(-1))
+        parts.append(_natural(codes, len(op.shape)))
+    joined = np.concatenate(parts, axis=op.axis + 1)
+    return np.ascontiguousarray(_held(joined, len(op.shape)), op.dtype)
+
+
+def _host(op: Host, inputs) -> np.ndarray:
+    scales = [np.float32(1.0 if op.moves else s) for s in op.in_scales]
+    inverse = np.float32(1.0 if op.moves else 1.0 / op.scale)
+    lo, hi = op.range
+    naturals = [_natural(c, c.ndim - 1).astype(np.float32) * s for c, s in zip(inputs, scales)]
+    out = np.empty((len(inputs[0]), *op.shape), op.dtype)
+    before = torch.get_num_threads()
+    # One image and one thread at a time: float results may not depend on either.
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for i in range(len(out)):
+            images = (torch.from_numpy(np.ascontiguousarray(v[i : i + 1])) for v in naturals)
+            values = op.function(*images).to(torch.float32).numpy()[0]
+            codes = np.clip(np.rint(values * inverse), lo, hi)
+            out[i] = np.nan_to_num(codes, nan=0.0).astype(op.dtype)
+    torch.set_num_threads(before)
+    return np.ascontiguousarray(_held(out, len(op.shape)))
+
+
+_OTHER = {
+    Add: _add,
+    AvgPool: _average,
+    GlobalAvgPool: _average,
+    MaxPool: _maximum,
+    Relu: _relu,
+    Flatten: _flatten,
+    Pad: _pad,
+    Slice: _slice,
+    Concat: _concat,
+    Host: _host,
+}
