@@ -67,7 +67,7 @@ def _plain_text(value: object) -> object:
     return value
 
 
-Text = Annotated[str, BeforeValidator(_plain_text), Field(min_length=1, max_length=2000)]
+Text = Annotated[str, Field(min_length=1, max_length=2000), BeforeValidator(_plain_text)]
 
 
 class _Part(BaseModel):
@@ -169,7 +169,10 @@ def check(data: object) -> tuple[Description | None, list[Problem]]:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out integers of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
