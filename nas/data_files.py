@@ -181,34 +181,37 @@ def read_cifar_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
 _PICKLE_BYTES = 64 << 20  # the published batches have 31 MB
 
 
-class _ArrayRecord:
-    """Stands in for numpy.ndarray in a pickle: keeps what it would be made of."""
+class _StandIn:
+    """Keeps the state that a pickle gives it, and does nothing else.
+
+    All stand-ins are classes with a __setstate__: a pickle that tries to set
+    attributes of the stand-in itself (and not of an instance) fails in it.
+    """
 
     state: Any = None
+
+    def __init__(self, *arguments: Any):
+        self.arguments = arguments
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-class _DtypeRecord:
-    """Stands in for numpy.dtype: keeps its name."""
-
-    def __init__(self, name: Any = None, *_: Any):
-        self.name = name
-
-    def __setstate__(self, state: Any) -> None:
-        pass  # byte order and fields, which one-byte integers do not have
+class _ArrayRecord(_StandIn):
+    """In place of numpy.ndarray and of the function that makes an empty one."""
 
 
-def _reconstruct(*_: Any) -> _ArrayRecord:
-    return _ArrayRecord()
+class _DtypeRecord(_StandIn):
+    """In place of numpy.dtype. Its state is byte order and fields, which bytes do not have."""
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """Python 3 writes bytes into protocol-2 pickles as _codecs.encode(text, "latin1")."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("only latin1 text may be encoded")
-    return text.encode("latin1")
+class _Latin1(_StandIn):
+    """In place of _codecs.encode, with which Python 3 writes bytes into protocol 2."""
+
+    def __new__(cls, text: Any = None, encoding: Any = "latin1", *_: Any) -> Any:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise pickle.UnpicklingError("only latin1 text may be encoded")
+        return text.encode("latin1")
 
 
 class _DataUnpickler(pickle.Unpickler):
@@ -219,11 +222,11 @@ class _DataUnpickler(pickle.Unpickler):
     """
 
     _ADMITTED = {
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+        ("numpy.core.multiarray", "_reconstruct"): _ArrayRecord,
+        ("numpy._core.multiarray", "_reconstruct"): _ArrayRecord,
         ("numpy", "ndarray"): _ArrayRecord,
         ("numpy", "dtype"): _DtypeRecord,
-        ("_codecs", "encode"): _encode,
+        ("_codecs", "encode"): _Latin1,
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -242,7 +245,7 @@ def _decode(record: Any, path: Path) -> np.ndarray:
     if not (isinstance(state, tuple) and len(state) == 5):
         raise ConfigError(f"{path}: entry 'data' must be a numpy array")
     _, shape, dtype, fortran, raw = state
-    name = dtype.name if isinstance(dtype, _DtypeRecord) else None
+    name = dtype.arguments[0] if isinstance(dtype, _DtypeRecord) and dtype.arguments else None
     if name not in ("u1", b"u1", "uint8") or fortran or not isinstance(raw, bytes):
         raise ConfigError(f"{path}: entry 'data' must be uint8 bytes in C order, got {name!r}")
     if not (
