@@ -103,9 +103,13 @@ class ArrayOp(Op):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Conv(ArrayOp):
-    """weight (o, c / groups, kh, kw) int64 codes; padding left, right, top, bottom."""
+    """weight (o, c / groups, kh, kw) int64 codes; padding left, right, top, bottom.
+
+    weight_scale  (o,) float64
+    """
 
     weight: np.ndarray
+    weight_scale: np.ndarray
     weight_bits: int = 8
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -115,9 +119,13 @@ class Conv(ArrayOp):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Linear(ArrayOp):
-    """weight (o, f) int64 codes, applied to the last axis."""
+    """weight (o, f) int64 codes, applied to the last axis.
+
+    weight_scale  (o,) float64
+    """
 
     weight: np.ndarray
+    weight_scale: np.ndarray
     weight_bits: int = 8
 
 
