@@ -18,7 +18,6 @@ import numpy as np
 
 from fsim.errors import FaultError
 from fsim.types import (
-    FOREVER,
     LEVEL,
     STATE,
     T_AND,
@@ -197,29 +196,3 @@ def never_saturates(accel, a: np.ndarray, b: np.ndarray, d: np.ndarray | None) -
     """Whether bounds prove that no partial sum, in any order, leaves acc_bits."""
     bound = _peak(a) * _peak(b) * a.shape[1] + (0 if d is None else _peak(d))
     return bound <= (1 << (accel.acc_bits - 1)) - 1
-
-
-__all__ = [
-    "E_AND",
-    "E_BITS",
-    "E_COL",
-    "E_FIRST",
-    "E_LAST",
-    "E_OR",
-    "E_ROW",
-    "E_SLOT",
-    "E_XOR",
-    "FOREVER",
-    "NET",
-    "active_columns",
-    "active_pes",
-    "ceil_to",
-    "every_pe",
-    "faults_by_pe",
-    "golden",
-    "last_cycle",
-    "never_saturates",
-    "pad",
-    "product_sums",
-    "wrap_array",
-]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from fsim.jit import kernel
+from fsim.types import FOREVER
 
 from ..span import (
     E_COL,
@@ -25,7 +26,6 @@ from ..span import (
     E_LAST,
     E_ROW,
     E_SLOT,
-    FOREVER,
     NET,
     active_columns,
     ceil_to,
@@ -65,9 +65,7 @@ def _start_of(phase, rows, length):
 
 
 @kernel
-def _pe(
-    ws, streams, a_stream, steps, first_step, i, j, s, events, lo, hi, widths, cycles, waves
-):
+def _pe(ws, streams, a_stream, steps, first_step, i, j, s, events, lo, hi, widths, cycles, waves):
     """`steps` steps of PE (i, j), from `first_step` on.
 
     ws        whether weight stationary
@@ -237,9 +235,7 @@ def _output_stationary(
                 computing = 1 <= p <= tiles and index < k_size
                 if j - 1 != left:  # the left neighbour is not simulated
                     for i in range(rows):
-                        a_streams[i, n] = (
-                            a[(tile // n_tiles) * rows + i, index] if computing else 0
-                        )
+                        a_streams[i, n] = a[(tile // n_tiles) * rows + i, index] if computing else 0
                 streams[0, n] = bt[(tile % n_tiles) * cols + j, index] if computing else 0
                 streams[1, n] = 0
                 if 0 <= p < tiles:
@@ -290,9 +286,7 @@ def _output_stationary(
 
 
 @kernel
-def _weight_stationary(
-    at, b, dt, shape, widths, columns, events, pe_start, span, out, waves, port
-):
+def _weight_stationary(at, b, dt, shape, widths, columns, events, pe_start, span, out, waves, port):
     """The weight-stationary mesh.
 
     at        (kp, m) int64, A transposed, kp a multiple of rows

@@ -12,12 +12,12 @@ from __future__ import annotations
 import numpy as np
 
 from fsim.jit import kernel
+from fsim.types import FOREVER
 
 from ..span import (
     E_COL,
     E_FIRST,
     E_ROW,
-    FOREVER,
     active_columns,
     active_pes,
     ceil_to,
@@ -290,9 +290,8 @@ def _weight_stationary(
 
 def _reset_faults(state, events) -> None:
     """S[-1]: the reset state, forced by the level faults that act from reset on."""
-    for e, event in enumerate(events):
-        if event[E_FIRST] == -1:
-            force(state[event[E_ROW], event[E_COL]], events, e, e + 1, -1)
+    for e in np.flatnonzero(events[:, E_FIRST] == -1):
+        force(state[events[e, E_ROW], events[e, E_COL]], events, e, e + 1, -1)
 
 
 def run(accel, a, b, d, table, waveform=False):

@@ -15,16 +15,18 @@ from __future__ import annotations
 import numpy as np
 
 from fsim.jit import kernel
+from fsim.types import FOREVER
 
 from ..span import (
     E_AND,
     E_BITS,
+    E_COL,
     E_FIRST,
     E_LAST,
     E_OR,
+    E_ROW,
     E_SLOT,
     E_XOR,
-    FOREVER,
     NET,
     active_columns,
     active_pes,
@@ -308,9 +310,8 @@ def _output_stationary(
 
 def _reset_faults(state, events) -> None:
     """S[-1]: the reset state, forced by the level faults that act from reset on."""
-    for e, event in enumerate(events):
-        if event[E_FIRST] == -1:
-            force(state[event[-2], event[-1]], events, e, e + 1, -1)
+    for e in np.flatnonzero(events[:, E_FIRST] == -1):
+        force(state[events[e, E_ROW], events[e, E_COL]], events, e, e + 1, -1)
 
 
 def _waves(accel, slots, waves, port):
@@ -405,7 +406,9 @@ def _run_ws(accel, a, b, d, table, waveform, operands):
         n0 = (stop // k_folds) * cols
         sums = acc[:, columns]
         for k0 in range((stop % k_folds) * rows, kp, rows):
-            part = product_sums(accel, a_pad[:, k0 : k0 + rows], b_pad[k0 : k0 + rows, n0 + columns])
+            part = product_sums(
+                accel, a_pad[:, k0 : k0 + rows], b_pad[k0 : k0 + rows, n0 + columns]
+            )
             sums = _add_arrays(accel, sums, part)
         out[:, n0 + columns] = sums
     out = np.ascontiguousarray(out[:, :n])
