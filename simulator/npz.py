@@ -29,10 +29,10 @@ _MAX_DIRECTORY = 4 * 2**20  # bytes of zip directory: about 50 000 entries
 _END = b"PK\x05\x06"  # signature of the zip's end record, the last 22 bytes and a comment
 _ZIP64_LOCATOR = b"PK\x06\x07"  # lies in the 20 bytes before the end record of a zip64
 _MAGIC = b"\x93NUMPY"
-_MAX_HEADER = 10_000
+_MAX_HEADER = 1024  # numpy pads to 128 bytes for plain types
 _DESCR = re.compile(r"'descr'\s*:\s*'([<>|=]?[biufU]\d{1,7})'")
 _ORDER = re.compile(r"'fortran_order'\s*:\s*(True|False)")
-_SHAPE = re.compile(r"'shape'\s*:\s*\(((?:\s*\d{1,12}\s*,?)*)\s*\)")
+_SHAPE = re.compile(r"'shape'\s*:\s*\(\s*((?:\d{1,12}(?:\s*,\s*\d{1,12})*)?)\s*,?\s*\)")
 _MAX_DIMENSIONS = 8
 
 # What a damaged zip makes the standard library raise.
@@ -114,8 +114,14 @@ def _read_members(archive: zipfile.ZipFile, path: Path, max_bytes: int) -> dict[
             raise ConfigError(f"a key must occur once, got it twice {where}")
         if member.flag_bits & 1:
             raise ConfigError(f"an array must not be encrypted {where}")
-        with archive.open(member) as stream:
-            arrays[key] = _read_array(stream, member.file_size, where)
+        try:
+            with archive.open(member) as stream:
+                arrays[key] = _read_array(stream, member.file_size, where)
+        except ConfigError:
+            raise
+        except _DAMAGED as error:
+            reason = str(error) or type(error).__name__
+            raise ConfigError(f"cannot read the array: {reason} {where}") from None
     return arrays
 
 
