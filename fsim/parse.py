@@ -104,3 +104,14 @@ def parse_probability(text: str) -> float:
     if not 0.0 <= value <= 1.0:  # false for nan
         raise ConfigError(f"a probability must be in [0, 1], got {text[:60]}")
     return value + 0.0  # -0.0 is 0
+
+
+def parse_seconds(text: str) -> float:
+    """A duration from 0 to a day, in seconds; ConfigError for anything else, nan included."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"a duration must be a number of seconds, got {text[:60]!r}") from None
+    if not 0.0 <= value <= 86400.0:  # false for nan
+        raise ConfigError(f"a duration must be from 0 to 86400 seconds, got {text[:60]}")
+    return value

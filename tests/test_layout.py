@@ -105,7 +105,6 @@ def test_no_file_imports_a_folder_by_its_bare_name(folder):
                 assert name.split(".")[0] not in bare, f"{path}:{node.lineno} imports {name}"
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_data_file_and_one_name(tmp_path):
     """Built from a copy, installed into an empty folder and imported from there."""
     source = tmp_path / "source"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from tokenize import TokenError
 
 import click
 
@@ -119,8 +120,8 @@ def gemm(
 def read_matrix(path: Path):
     """The integer matrix of an .npy file; ConfigError if it is anything else.
 
-    Mapped into memory, so that a header that declares more than the file holds
-    is refused before anything of its size is allocated.
+    The header is checked against the size of the file before anything of the
+    declared size is allocated, and no dtype that could run code is accepted.
     """
     import numpy as np
 
@@ -129,20 +130,39 @@ def read_matrix(path: Path):
     if not path.is_file():
         raise ConfigError(f"an operand must be an .npy file that exists, got {path}")
     try:
-        matrix = np.array(np.lib.format.open_memmap(path, mode="r"))
+        with path.open("rb") as file:
+            shape, column_major, dtype = _header(file)
+            data = file.read() if dtype.kind in "iu" else b""
     except OSError as error:
         raise ConfigError(f"cannot read the operand: {error.strerror or error} ({path})") from None
-    except (ValueError, TypeError, EOFError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (ValueError, SyntaxError, TokenError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
         raise ConfigError(
-            f"an operand must be an .npy file of numbers, got something else: {reason} ({path})"
+            f"an operand must be an .npy file, got something else: {reason} ({path})"
         ) from None
-    if matrix.dtype.kind not in "iu" or matrix.ndim != 2:
+    if dtype.kind not in "iu" or len(shape) != 2:
         raise ConfigError(
-            f"an operand must be a matrix of integer codes, got {matrix.dtype} of shape "
-            f"{matrix.shape} ({path})"
+            f"an operand must be a matrix of integer codes, got {dtype} of shape {shape} ({path})"
         )
-    return matrix
+    if min(shape) < 0 or shape[0] * shape[1] * dtype.itemsize != len(data):
+        raise ConfigError(
+            f"an operand must hold what its header says, {dtype} of shape {shape}, "
+            f"got {len(data)} bytes ({path})"
+        )
+    matrix = np.frombuffer(data, dtype).reshape(shape, order="F" if column_major else "C")
+    return matrix.copy()  # writable: kernels would be compiled anew for a read-only array
+
+
+def _header(file):
+    """(shape, whether column major, dtype) that an .npy file declares."""
+    from numpy.lib import format as npy
+
+    version = npy.read_magic(file)
+    if version == (1, 0):
+        return npy.read_array_header_1_0(file)
+    if version == (2, 0):
+        return npy.read_array_header_2_0(file)
+    raise ValueError(f"its version is {version[0]}.{version[1]}, not 1.0 or 2.0")
 
 
 def _write(result, out: Path | None, waveform: Path | None):

@@ -4,7 +4,7 @@ accel_options()  gemm, inject and whatever runs on one accelerator
 json_option      every command that prints a result
 threads_option   commands whose work is parallel; pass the value to `use_threads`
 seed_option      commands that draw random numbers
-Probability, ShapeType, FaultType: parameter types that state what they expect
+Probability, Seconds, ShapeType, FaultType: parameter types that state what they expect
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Parsed(click.ParamType):
 
 
 Probability = Parsed("probability", "parse_probability")
+Seconds = Parsed("seconds", "parse_seconds")
 ShapeType = Parsed("m,k,n", "parse_shape")
 FaultType = Parsed("key=value,...", "parse_fault")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fsim.cli.options import accel_options, json_option, load_accel_option
+from fsim.cli.options import Seconds, accel_options, json_option, load_accel_option
 from fsim.cli.tables import print_json, table
 
 REFERENCE_EVERY = 10
@@ -40,7 +40,7 @@ BACKENDS = ("tile", "replay", "reference")
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, 3600),
+    type=Seconds,
     default=8.0,
     show_default=True,
     help="How long to compare random products between backends; 0 leaves that out.",
