@@ -235,10 +235,8 @@ def _cross_checks(data: dict, bad: set[str]):
 
     name = get("name")
     if isinstance(name, str) and not _NAME.fullmatch(name):
-        yield "name", (
-            "name must be 1 to 64 letters, digits, dots, dashes and underscores, "
-            f"got {_show(name)}"
-        )
+        rule = "1 to 64 letters, digits, dots, dashes and underscores"
+        yield "name", f"name must be {rule}, got {_show(name)}"
 
     family = get("family")
     if isinstance(family, str) and family in FAMILIES:
@@ -251,10 +249,8 @@ def _cross_checks(data: dict, bad: set[str]):
 
     operand, product, acc = get("bits.operand"), get("bits.product"), get("bits.acc")
     if operand is not None and product is not None and product < 2 * operand:
-        yield "bits.product", (
-            f"bits.product must be >= 2 x bits.operand = {2 * operand} so that it holds "
-            f"every product, got {product}"
-        )
+        rule = f">= 2 x bits.operand = {2 * operand} so that it holds every product"
+        yield "bits.product", f"bits.product must be {rule}, got {product}"
     if product is not None and acc is not None and acc < product:
         yield "bits.acc", f"bits.acc must be >= bits.product = {product}, got {acc}"
 
@@ -273,10 +269,8 @@ def _cross_checks(data: dict, bad: set[str]):
             usable = Buffer(kib=float(kib), double_buffered=doubled).usable_bits
             if usable < edge:
                 half = "half of " if doubled else ""
-                yield key, (
-                    f"{half}{key} must hold one word for every PE of the array's longer edge, "
-                    f"{edge} bits, got {kib} KiB = {usable} usable bits"
-                )
+                rule = f"hold one word for every PE of the array's longer edge, {edge} bits"
+                yield key, f"{half}{key} must {rule}, got {kib} KiB = {usable} usable bits"
 
     yield from _source_checks(data, get("sources"))
 
@@ -287,12 +281,9 @@ def _source_checks(data: dict, sources: object):
         return
     for key in NUMBERS:
         if key not in sources:
-            yield f"sources.{key}", (
-                f"{key} must name where its number comes from in sources "
-                '("assumed" is an honest answer), got none'
-            )
+            rule = 'name where its number comes from in sources ("assumed" is an honest answer)'
+            yield f"sources.{key}", f"{key} must {rule}, got none"
     for key in sources:
         if key not in NUMBERS + CHOICES:
-            yield f"sources.{_show(key)}", (
-                f"sources must name keys of the description, got {_show(key)}"
-            )
+            text = f"sources must name keys of the description, got {_show(key)}"
+            yield f"sources.{_show(key)}", text

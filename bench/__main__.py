@@ -24,7 +24,9 @@ def names() -> list[str]:
 
 def load_line() -> str:
     """The machine's load; a busy one spoils timings."""
-    return ", ".join(f"{value:.2f}" for value in load()) + " (1, 5, 15 min)" if load() else "unknown"
+    return (
+        ", ".join(f"{value:.2f}" for value in load()) + " (1, 5, 15 min)" if load() else "unknown"
+    )
 
 
 def main(wanted: list[str]) -> int:

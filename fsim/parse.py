@@ -10,12 +10,14 @@ from .errors import ConfigError, FaultError
 from .types import KINDS, Fault
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Fault))
-_TEXT_FIELDS = ("component", "kind")
+_TEXT_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Fault) if field.type.startswith("str")
+)
 _LIMIT = 1 << 62
 
 
 def nearest(text: str, choices: Iterable[str]) -> str:
-    """"; did you mean X?" if something in `choices` is close to `text`, else ""."""
+    """ "; did you mean X?" if something in `choices` is close to `text`, else ""."""
     near = difflib.get_close_matches(text, list(choices), 1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
 

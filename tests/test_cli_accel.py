@@ -23,7 +23,9 @@ def test_list_shows_every_preset_in_text_and_json(fsim):
 
 
 def test_show_lists_every_component_of_the_dataflow_in_use(fsim):
-    found = json.loads(fsim("accel", "show", "gemmini-like-4x4", "--dataflow", "os", "--json").stdout)
+    found = json.loads(
+        fsim("accel", "show", "gemmini-like-4x4", "--dataflow", "os", "--json").stdout
+    )
     # machines.md's widths of the output-stationary mesh; memories after the registers.
     assert [(c["name"], c["bits"], c["count"], c["kind"]) for c in found["components"]] == [
         ("a", 8, 16, "register"),
@@ -76,7 +78,10 @@ def test_show_takes_settings_and_says_who_set_them(fsim):
         (("nope",), "accelerator must be one of"),
         (("systolic", "--set", "rows"), "a setting must be KEY=VALUE, got 'rows'"),
         (("systolic", "--set", "rowz=3"), "did you mean rows?"),
-        (("systolic", "--set", "rows=0"), "array.rows must be >= 1, got 0 (rows=0 on systolic.yaml"),
+        (
+            ("systolic", "--set", "rows=0"),
+            "array.rows must be >= 1, got 0 (rows=0 on systolic.yaml",
+        ),
         (("gemmini-like", "--dataflow", "is"), "dataflow of family gemmini must be one of os, ws"),
         (("systolic", "--gemm", "1,2"), "must be three whole numbers m,k,n, got '1,2'"),
     ],

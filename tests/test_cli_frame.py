@@ -66,7 +66,8 @@ def raising(error: BaseException):
         (ConfigError("one\ntwo"), 2, "Error: one\n       two\n"),
         (TraceError("damaged"), 2, "Error: damaged\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "f"), 2, "Error: No such file: f\n"),
-        (PermissionError(errno.EACCES, "Permission denied", "f"), 2, "Error: Permission denied: f\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "f"), 2,
+         "Error: Permission denied: f\n"),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 1,
          "Error: No space left on device: f\n"),
         (MemoryError(), 1, "Error: there is not enough memory\n"),
@@ -244,6 +245,10 @@ def test_a_wrong_fault_is_one_clear_error(text, says):
         parse_fault(text)
     assert says in str(caught.value)
     assert len(str(caught.value)) < 6000 and "\n" not in str(caught.value)
+
+
+def test_the_layer_of_a_fault_is_text():
+    assert parse_fault("component=acts,word=1,bit=0,layer=layer1.0.conv1").layer == "layer1.0.conv1"
 
 
 def test_assignments_shapes_and_probabilities():

@@ -293,9 +293,10 @@ def test_overrides_of_the_command_line_change_the_accelerator_and_its_sources():
     assert accel.buffers["acts"] == Buffer(1000.0, False)
     assert accel.buffers["weights"] == load_accel("systolic").buffers["weights"]
     assert accel.sources["array.rows"] == "set by the user (rows=3)"
-    assert accel.sources["buffers.weights.kib"] == load_accel("systolic").sources[
-        "buffers.weights.kib"
-    ]
+    assert (
+        accel.sources["buffers.weights.kib"]
+        == load_accel("systolic").sources["buffers.weights.kib"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,9 @@ def _print(report: dict):
                 ),
                 (
                     "kernel cache",
-                    kept if cache["writable"] else "none: kernels are compiled at every start "
+                    kept
+                    if cache["writable"]
+                    else "none: kernels are compiled at every start "
                     "(set FSIM_CACHE to a folder that can be written)",
                 ),
             ]
