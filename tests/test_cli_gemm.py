@@ -48,6 +48,14 @@ def test_without_faults_the_file_holds_the_product(fsim, operands, tmp_path, dat
     assert "no fault given" in result.stdout
 
 
+def test_column_major_and_big_endian_files_are_read_as_what_they_hold(fsim, operands, tmp_path):
+    np.save(tmp_path / "a.npy", np.asfortranarray(operands["a"]))
+    np.save(tmp_path / "b.npy", operands["b"].astype(">i4"))
+    out = tmp_path / "c.npy"
+    assert fsim(*RUN, *files(tmp_path, "a", "b"), "--out", out).exit_code == 0
+    np.testing.assert_array_equal(np.load(out), product(operands, False))
+
+
 def test_backends_agree_and_the_report_counts_the_changed_outputs(fsim, operands, tmp_path):
     results = []
     for backend in ("reference", "replay", "tile", "auto"):
