@@ -7,10 +7,14 @@ import os
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
+import torch
 
 from fsim import __version__
+from fsim.cli.options import use_threads
+from fsim.errors import ConfigError
 from fsim.simulator.verify import builtin_vectors
 from tests.test_layout import ROOT
 
@@ -93,6 +97,20 @@ def test_a_wrong_request_is_one_line(fsim, arguments, says):
     result = fsim("verify", *(vectors if part == "VECTORS" else part for part in arguments))
     assert (result.exit_code, result.stdout) == (2, "")
     assert says in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_threads_are_set_for_kernels_and_torch_or_refused():
+    kernels, products = numba.get_num_threads(), torch.get_num_threads()
+    try:
+        assert use_threads(1) == numba.get_num_threads() == torch.get_num_threads() == 1
+        assert use_threads(None) == 1
+        most = numba.config.NUMBA_NUM_THREADS
+        assert use_threads(most) == most
+        with pytest.raises(ConfigError, match=f"--threads must be at most {most} here"):
+            use_threads(most + 1)
+    finally:
+        numba.set_num_threads(kernels)
+        torch.set_num_threads(products)
 
 
 def test_doctor_reports_versions_threads_cache_and_paths(fsim):
