@@ -63,24 +63,26 @@ def kernel_checks(
     seconds: float,
     runners: Mapping[str, Runner] | None = None,
     seed: int = 0,
+    rounds: int = 1,
 ) -> list[KernelCheck]:
     """Compare backends with the reference until `seconds` have passed.
 
     runners  backend name -> what runs it; None takes "tile" and "replay"
     seed     of the machines, operands and faults
+    rounds   runs of each machine that are done however long they take
 
     Arrays, widths, shapes and operands are small and random; each run has none
     to three faults in components that the backend claims. Results are compared
-    and, where the backend has registers, every register in every cycle. Each
-    machine runs at least once. Time to compile kernels counts.
+    and, where the backend has registers, every register in every cycle. Time to
+    compile kernels counts.
     """
     runners = {name: RUNNERS[name] for name in ("tile", "replay")} if runners is None else runners
     counts = {(*machine, name): [0, 0, ""] for machine in MACHINES for name in runners}
     end = time.perf_counter() + seconds
     round_ = 0
-    while round_ == 0 or time.perf_counter() < end:
+    while round_ < rounds or time.perf_counter() < end:
         for index, (family, dataflow) in enumerate(MACHINES):
-            if round_ and time.perf_counter() >= end:
+            if round_ >= rounds and time.perf_counter() >= end:
                 break
             rng = np.random.default_rng([seed, index, round_])
             accel = _random_accel(rng, family, dataflow)
