@@ -158,7 +158,7 @@ def _read_array(stream, size: int, where: str) -> np.ndarray:
         raise ConfigError(
             f"shape {dimensions} of {dtype} takes {declared} bytes, the file holds {held} {where}"
         )
-    data = stream.read(declared + 1)  # the extra byte makes zipfile check the CRC
+    data = stream.read(declared)  # zipfile checks the CRC at the member's end
     if len(data) != declared:
         raise ConfigError(f"the array must hold {declared} bytes, got {len(data)} {where}")
     flat = np.frombuffer(data, dtype)

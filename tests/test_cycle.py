@@ -291,6 +291,30 @@ def test_faults_of_one_register_act_in_the_order_of_the_table():
     np.testing.assert_array_equal(run(accel, a, b, None, table(turn, clear))[0], [[0]])
 
 
+def test_masks_act_as_and_then_or_then_xor():
+    accel = machine("systolic", "os", 1, 1)
+    fault = table(row(accel, "psum", 0, 0, STATE, 0, 0, 0b0011, 0b0110, 0b0101))
+    out, _ = accel.cycle.run(accel, np.array([[5]]), np.array([[3]]), None, fault)
+    # 1111 & 0011 = 0011; | 0110 = 0111; ^ 0101 = 0010
+    np.testing.assert_array_equal(out, [[0b0010]])
+
+
+def test_a_lost_enable_takes_the_clear_with_it():
+    """Pipelined OS: clr travels as en & clr. The second pass loses its first word on the
+    way from PE (0, 0) to (0, 1), whose v3 is stuck at 1, so that only c3 can tell: its
+    sum is not cleared and goes on from the first pass."""
+    accel = machine("pipelined", "os", 1, 2)
+    a, b = np.array([[3, 5]]), np.array([[2, 7, 11, 13], [4, -6, 9, 10]])
+    passes = 2 + 1 + 2 + 2  # cycles: K + R + C + 2
+    fault = table(
+        row(accel, "v3", 0, 1, LEVEL, -1, FOREVER, or_mask=1),
+        flip(accel, "en_out", 0, 0, passes + 1, 0),
+    )
+    out, _ = accel.cycle.run(accel, a, b, None, fault)
+    first, second = 3 * 7 - 5 * 6, 3 * 13 + 5 * 10
+    np.testing.assert_array_equal(out, [[26, first, 78, first + second - 3 * 13]])
+
+
 @pytest.mark.parametrize(("family", "dataflow"), MACHINES)
 def test_the_same_flip_twice_is_no_fault(family, dataflow):
     accel = machine(family, dataflow, 2, 2)

@@ -336,6 +336,32 @@ def test_a_directory_that_would_fill_the_memory_is_refused(tmp_path):
         read_npz(path)
 
 
+def test_a_zip64_directory_is_refused(tmp_path):
+    path = zip_of(tmp_path / "v.npz", [("x.npy", npy(HEADER, b"\0" * 8))])
+    raw = path.read_bytes()
+    end = raw.rfind(b"PK\x05\x06")
+    path.write_bytes(raw[:end] + b"PK\x06\x07" + bytes(16) + raw[end:])
+    with pytest.raises(ConfigError, match="got a zip64 directory"):
+        read_npz(path)
+
+
+def test_an_encrypted_array_is_refused(tmp_path):
+    path = zip_of(tmp_path / "v.npz", [("x.npy", npy(HEADER, b"\0" * 8))])
+    raw = bytearray(path.read_bytes())
+    raw[6] |= 1  # flags of the local header, then of the directory
+    raw[raw.rfind(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(raw)
+    with pytest.raises(ConfigError, match=r"must not be encrypted .*v\.npz: x\)"):
+        read_npz(path)
+
+
+def test_a_changed_byte_of_an_array_is_found(tmp_path):
+    path = zip_of(tmp_path / "v.npz", [("x.npy", npy(HEADER, b"\5" * 8))])
+    path.write_bytes(path.read_bytes().replace(b"\5" * 8, b"\5" * 7 + b"\6"))
+    with pytest.raises(ConfigError, match=r"Bad CRC-32.*v\.npz: x\)"):
+        read_npz(path)
+
+
 @pytest.mark.parametrize("data", [b"", b"hello", b"PK\x05\x06", b"PK\x05\x06" + b"\xff" * 18])
 def test_a_file_that_is_no_archive_is_refused(tmp_path, data):
     (tmp_path / "v.npz").write_bytes(data)

@@ -11,7 +11,7 @@ import pytest
 
 from fsim.accel_models.load import load_accel
 from fsim.errors import ConfigError
-from fsim.simulator.vectors import read_vectors
+from fsim.simulator.vectors import read_vectors, vector_table
 from fsim.simulator.verify import (
     RUNNERS,
     Mismatch,
@@ -74,6 +74,19 @@ def test_replay_is_the_rtl_on_every_vector_of_its_components(name):
     assert report.mismatches == ()
     assert report.failed == 0
     assert report.passed > 800
+
+
+def test_sums_of_idle_columns_are_fed_back_as_in_the_rtl():
+    """A weight upset in a column beyond N never reaches the result, but in the next
+    k-tile the port shows its sum: vector 24, the only one of its kind, cycle 367."""
+    file = read_vectors(FILES["st_ws_8x8"])
+    fault, accel = file.vectors[24], accel_for(file)
+    case = file.cases[fault.case]
+    assert (fault.masked, fault.col, case.b.shape[1] % 8) == (True, 7, 3)
+    out, waves = reference(accel, case.a, case.b, case.d, vector_table(accel, fault), True)
+    np.testing.assert_array_equal(waves["out"], fault.trace)
+    np.testing.assert_array_equal(out, case.out)
+    assert waves["out"][367, 7] == -736
 
 
 # Machines that are nearly right must fail -----------------------------------------------
