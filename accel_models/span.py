@@ -38,11 +38,14 @@ NET = -1
 """E_SLOT of a fault on the product net; registers have slots from 0."""
 
 
-def faults_by_pe(accel, table: np.ndarray, slots: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def faults_by_pe(
+    accel, table: np.ndarray, slots: dict[str, int], cycles: int
+) -> tuple[np.ndarray, np.ndarray]:
     """A fault table as kernels want it.
 
     table   (f, 10) int64, columns T_*
     slots   register name -> slot in the kernel's state vector
+    cycles  length of the schedule; faults that would act only later are left out
 
     Returns events (f, 9) int64 with the columns E_*, sorted by PE and in table
     order within one PE, and start (rows*cols + 1,) int64: the events of PE (i, j)
@@ -90,6 +93,7 @@ def faults_by_pe(accel, table: np.ndarray, slots: dict[str, int]) -> tuple[np.nd
         )
     # A state fault acts after a clock edge, and there is none before cycle 0.
     acts = (table[:, T_EFFECT] == LEVEL) | (table[:, T_FIRST] >= 0)
+    acts &= table[:, T_FIRST] < cycles
     events = events[acts]
     pe = events[:, E_ROW] * accel.cols + events[:, E_COL]
     order = np.argsort(pe, kind="stable")

@@ -206,6 +206,8 @@ def _output_stationary(
     out       (mp, np) int64, overwritten where simulated
     waves     (7, cycles, rows, cols) int64 or of size 0: S[t], not recorded then
     port      (cycles, cols) int64, as `waves`: oreg
+
+    Returns the first phase not simulated.
     """
     rows, cols = shape[0], shape[1]
     k_size = a.shape[1]
@@ -282,7 +284,8 @@ def _output_stationary(
                         if state[i, j, r] != want[i, r]:
                             clean = False
             if clean:
-                return
+                return phase + 1
+    return tiles + 2
 
 
 @kernel
@@ -379,7 +382,8 @@ def _weight_stationary(at, b, dt, shape, widths, columns, events, pe_start, span
                         if state[i, j, r] != want[i, r]:
                             clean = False
             if clean:
-                return
+                return phase + 1
+    return tiles + 1
 
 
 def run(accel, a, b, d, table, waveform=False):
@@ -397,10 +401,6 @@ def run(accel, a, b, d, table, waveform=False):
     """
     rows, cols = accel.rows, accel.cols
     (m, k), n = a.shape, b.shape[1]
-    events, pe_start = faults_by_pe(accel, table, {name: s for s, name in enumerate(REGISTERS)})
-    if not waveform and not len(events):
-        return golden(accel, a, b, d), None
-
     mp, kp, np_ = ceil_to(m, rows), ceil_to(k, rows), ceil_to(n, cols)
     d = np.zeros((m, n), np.int64) if d is None else d
     output_stationary = accel.dataflow == "os"
@@ -410,6 +410,11 @@ def run(accel, a, b, d, table, waveform=False):
         tiles, length, tail = (kp // rows) * (np_ // cols), max(m, rows), 0
     tokens = rows + tiles * length + tail
     cycles = tokens + rows + cols
+    slots = {name: slot for slot, name in enumerate(REGISTERS)}
+    events, pe_start = faults_by_pe(accel, table, slots, cycles)
+    if not waveform and not len(events):
+        return golden(accel, a, b, d), None
+
     if waveform:
         # Step -(rows + cols - 1) of the last PE is its reset state.
         span = (-1, 1 - rows - cols, FOREVER, cycles)

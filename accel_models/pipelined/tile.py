@@ -317,14 +317,14 @@ def _run_os(accel, a, b, d, table, waveform):
     """`run` for OS."""
     rows, cols = accel.rows, accel.cols
     (m, k), n = a.shape, b.shape[1]
-    slots = {name: slot for slot, name in enumerate(OS_SLOTS)}
-    events, pe_start = faults_by_pe(accel, table, slots)
-    if not waveform and not len(events):
-        return golden(accel, a, b, d), None
-
     mp, np_ = ceil_to(m, rows), ceil_to(n, cols)
     n_tiles, length = np_ // cols, k + rows + cols + 2
     cycles = n_tiles * (mp // rows) * length
+    slots = {name: slot for slot, name in enumerate(OS_SLOTS)}
+    events, pe_start = faults_by_pe(accel, table, slots, cycles)
+    if not waveform and not len(events):
+        return golden(accel, a, b, d), None
+
     state = np.zeros((rows, cols, len(OS_REGISTERS)), np.int64)
     if waveform:
         start, last = 0, FOREVER
@@ -369,16 +369,16 @@ def _run_ws(accel, a, b, d, table, waveform):
     """`run` for WS."""
     rows, cols = accel.rows, accel.cols
     (m, k), n = a.shape, b.shape[1]
+    kp, np_ = ceil_to(k, rows), ceil_to(n, cols)
+    k_tiles, length = kp // rows, 5 * rows + m + cols - 1
+    cycles = k_tiles * (np_ // cols) * length
     slots = {name: slot for slot, name in enumerate(WS_SLOTS)}
-    events, pe_start = faults_by_pe(accel, table, slots)
+    events, pe_start = faults_by_pe(accel, table, slots, cycles)
     if not waveform and not len(events):
         return golden(accel, a, b, d), None
 
-    kp, np_ = ceil_to(k, rows), ceil_to(n, cols)
     a_pad, b_pad = pad(a, m, kp), pad(b, kp, np_)
     d_pad = pad(np.zeros((m, n), np.int64) if d is None else d, m, np_)
-    k_tiles, length = kp // rows, 5 * rows + m + cols - 1
-    cycles = k_tiles * (np_ // cols) * length
     state = np.zeros((rows, cols, len(WS_REGISTERS)), np.int64)
     acc = np.zeros((m, cols), np.int64)
     if waveform:

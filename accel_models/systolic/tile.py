@@ -348,19 +348,19 @@ def _run_ws(accel, a, b, d, table, waveform, operands):
     """`run` for WS; `operands` names the moving and the still register."""
     rows, cols = accel.rows, accel.cols
     (m, k), n = a.shape, b.shape[1]
+    kp, np_ = ceil_to(k, rows), ceil_to(n, cols)
+    k_folds, length = kp // rows, m + 2 * rows + cols - 2
+    cycles = k_folds * (np_ // cols) * length
     slots = {operands[0]: MOVING, operands[1]: STILL, "psum": PSUM}
-    events, pe_start = faults_by_pe(accel, table, slots)
+    events, pe_start = faults_by_pe(accel, table, slots, cycles)
     saturate = accel.overflow == "saturate"
     # Where a fault-free sum may saturate, plain integer arithmetic says nothing.
     everything = waveform or (saturate and not never_saturates(accel, a, b, d))
     if not everything and not len(events):
         return golden(accel, a, b, d), None
 
-    kp, np_ = ceil_to(k, rows), ceil_to(n, cols)
     a_pad, b_pad = pad(a, m, kp), pad(b, kp, np_)
     d_pad = pad(np.zeros((m, n), np.int64) if d is None else d, m, np_)
-    k_folds, length = kp // rows, m + 2 * rows + cols - 2
-    cycles = k_folds * (np_ // cols) * length
     state = np.zeros((rows, cols, 3), np.int64)
     acc = np.zeros((m, cols), np.int64)
     if everything:
@@ -427,16 +427,16 @@ def _run_os(accel, a, b, d, table, waveform):
     """`run` for OS."""
     rows, cols = accel.rows, accel.cols
     (m, k), n = a.shape, b.shape[1]
+    mp, np_ = ceil_to(m, rows), ceil_to(n, cols)
+    n_folds, length = np_ // cols, k + rows + cols - 2
+    cycles = n_folds * (mp // rows) * length
     slots = {"ifmap": MOVING, "filter": STILL, "psum": PSUM}
-    events, pe_start = faults_by_pe(accel, table, slots)
+    events, pe_start = faults_by_pe(accel, table, slots, cycles)
     saturate = accel.overflow == "saturate"
     everything = waveform or (saturate and not never_saturates(accel, a, b, d))
     if not everything and not len(events):
         return golden(accel, a, b, d), None
 
-    mp, np_ = ceil_to(m, rows), ceil_to(n, cols)
-    n_folds, length = np_ // cols, k + rows + cols - 2
-    cycles = n_folds * (mp // rows) * length
     a_pad, bt_pad = pad(a, mp, k), pad(b.T, np_, k)
     d_pad = pad(np.zeros((m, n), np.int64) if d is None else d, mp, np_)
     state = np.zeros((rows, cols, 3), np.int64)
