@@ -272,6 +272,27 @@ def test_a_net_fault_masks_what_is_captured_in_its_window():
         np.testing.assert_array_equal(accel.cycle.run(accel, a, b, None, fault)[0], [[sum(seen)]])
 
 
+@pytest.mark.parametrize("dataflow", ["os", "ws", "is"])
+def test_a_stuck_product_acts_once_a_step_in_every_tile(dataflow):
+    """One PE of 2 x 2; OS: the K steps of its outputs. WS: one of each R steps of K,
+    padding included; IS: the same with rows and columns of the result exchanged."""
+    accel = machine("systolic", dataflow, 2, 2)
+    rng = np.random.default_rng(6)
+    a, b = codes(rng, (5, 3)), codes(rng, (3, 4))
+    fault = table(row(accel, "mul", 1, 0, LEVEL, -1, FOREVER, or_mask=64))
+    out, _ = accel.cycle.run(accel, a, b, None, fault)
+    products = np.pad(a, ((0, 0), (0, 1)))[:, :, None] * np.pad(b, ((0, 1), (0, 0)))[None]
+    steps, rows, cols = slice(1, None, 2), slice(None), slice(None)
+    if dataflow == "os":
+        steps, rows, cols = slice(0, 3), slice(1, None, 2), slice(0, None, 2)
+    elif dataflow == "ws":
+        cols = slice(0, None, 2)
+    else:
+        rows = slice(0, None, 2)
+    products[rows, steps, cols] |= 64
+    np.testing.assert_array_equal(out, products.sum(axis=1))
+
+
 def test_the_sign_bit_of_a_net_and_of_a_register_wraps():
     accel = machine("systolic", "os", 1, 1)
     a, b = np.array([[3]]), np.array([[7]])
