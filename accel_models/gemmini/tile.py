@@ -33,29 +33,10 @@ from ..span import (
     golden,
     pad,
 )
-from ..systolic.tile import force, force_net, span_of, wrap
+from ..systolic.tile import delay, dot, force, force_net, multiply_add, span_of, wrap
 
 REGISTERS = ("a", "b", "d", "c1", "c2", "valid", "prop")
 A, B, D, C1, C2, VALID, PROP = range(7)
-
-
-@kernel
-def _phase_of(step, rows, length, tiles, drain):
-    """(phase, index of the token in it) of the token that enters in `step`; (-1, 0) if none.
-
-    Phase 0 and, if `drain`, the last one have `rows` tokens, the others `length`.
-    """
-    if step < 0:
-        return -1, 0
-    if step < rows:
-        return 0, step
-    phase = 1 + (step - rows) // length
-    if phase <= tiles:
-        return phase, (step - rows) % length
-    index = step - rows - tiles * length
-    if drain and index < rows:
-        return tiles + 1, index
-    return -1, 0
 
 
 @kernel
@@ -128,6 +109,64 @@ def _pe(ws, streams, a_stream, steps, first_step, i, j, s, events, lo, hi, width
 
 
 @kernel
+def _clean_pe(ws, streams, a_stream, steps, flips, s, widths):
+    """As `_pe`, for a PE without faults whose tokens are all valid and of one phase.
+
+    steps     at least 1
+    flips     whether the last token is the first of the next phase. It is only
+              captured, not processed, but its prop already selects the output
+
+    The registers process, one step late, what they captured: the chain of c and d is
+    a delay, and the rest one vector operation.
+    """
+    product_bits, acc_bits = widths[0], widths[1]
+    prop = s[PROP]
+    active = s[C2] if prop != 0 else s[C1]  # sums up (OS), or is the weight (WS)
+    b_last = streams[0, steps - 1]
+    d_last = delay(streams[1], steps, s[D])
+    chained = streams[1, steps - 1]
+    if ws:
+        same = steps - 1 if flips else steps
+        multiply_add(streams[0, :same], a_stream[:same], active, product_bits, acc_bits)
+        if flips:  # the weight just loaded meets the first token
+            product = wrap(a_stream[steps - 1] * chained, product_bits)
+            streams[0, steps - 1] = wrap(b_last + product, acc_bits)
+    else:
+        total = active + wrap(s[A] * s[B], product_bits)
+        total += dot(a_stream[: steps - 1], streams[0, : steps - 1], product_bits)
+        active = wrap(total, acc_bits)
+    if flips:
+        streams[1, steps - 1] = active
+    s[A], s[B], s[D] = a_stream[steps - 1], b_last, d_last
+    s[C1] = chained if prop != 0 else active
+    s[C2] = active if prop != 0 else chained
+    s[PROP] = streams[3, steps - 1]
+
+
+@kernel
+def _control(streams, steps, flips, phase, tokens):
+    """valid and prop at the top: `steps` tokens of `phase`, the last of the next if `flips`.
+
+    Only the first `tokens` exist, and none in phase -1, the time before the first one.
+    """
+    for n in range(steps):
+        p = phase + 1 if flips and n == steps - 1 else phase
+        exists = p >= 0 and n < tokens
+        streams[2, n] = 1 if exists else 0
+        streams[3, n] = (p & 1) ^ 1 if exists else 0
+
+
+@kernel
+def _is_steady(streams, steps, flips, phase):
+    """Whether valid and prop are those of `_control` for a phase whose tokens all exist."""
+    prop = (phase & 1) ^ 1
+    for n in range(steps):
+        if streams[2, n] != 1 or streams[3, n] != (prop ^ 1 if flips and n == steps - 1 else prop):
+            return False
+    return True
+
+
+@kernel
 def _golden_column_os(a, bt, d, gold, phase, j, rows, cols, length, want):
     """Fault-free registers of column `j` after the first step of `phase`, into want (rows, 7).
 
@@ -189,6 +228,86 @@ def _golden_column_ws(at, b, dt, phase, j, rows, cols, length, widths, want):
 
 
 @kernel
+def _fill_os(a, bt, d, shape, j, fill_a, n, count, phase, index, a_streams, streams):
+    """What enters column `j`: `count` tokens of `phase` from `index` on, at streams[:, n:].
+
+    a_streams likewise if `fill_a`, which is so where the left neighbour is not simulated.
+    """
+    rows, cols = shape[0], shape[1]
+    k_size = a.shape[1]
+    n_tiles = bt.shape[0] // cols
+    tiles = n_tiles * (a.shape[0] // rows)
+    streams[:2, n : n + count] = 0
+    if fill_a:
+        a_streams[:, n : n + count] = 0
+    if 1 <= phase <= tiles:
+        m0, col = ((phase - 1) // n_tiles) * rows, ((phase - 1) % n_tiles) * cols + j
+        for q in range(min(count, k_size - index)):
+            streams[0, n + q] = bt[col, index + q]
+        if fill_a:
+            for i in range(rows):
+                for q in range(min(count, k_size - index)):
+                    a_streams[i, n + q] = a[m0 + i, index + q]
+    if 0 <= phase < tiles:  # the last `rows` tokens carry the next tile's bias
+        m0, col = (phase // n_tiles) * rows, (phase % n_tiles) * cols + j
+        size = rows if phase == 0 else max(k_size, rows)
+        for q in range(max(size - rows - index, 0), count):
+            streams[1, n + q] = d[m0 + size - 1 - index - q, col]
+
+
+@kernel
+def _fill_ws(at, b, dt, shape, j, fill_a, n, count, phase, index, a_streams, streams):
+    """As `_fill_os` for weight stationary operands."""
+    rows, cols = shape[0], shape[1]
+    m = at.shape[1]
+    k_tiles = at.shape[0] // rows
+    tiles = k_tiles * (b.shape[1] // cols)
+    streams[:2, n : n + count] = 0
+    if fill_a:
+        a_streams[:, n : n + count] = 0
+    if 1 <= phase <= tiles:
+        k0, col = ((phase - 1) % k_tiles) * rows, ((phase - 1) // k_tiles) * cols + j
+        if k0 == 0:
+            for q in range(min(count, m - index)):
+                streams[0, n + q] = dt[col, index + q]
+        if fill_a:
+            for i in range(rows):
+                for q in range(min(count, m - index)):
+                    a_streams[i, n + q] = at[k0 + i, index + q]
+    if 0 <= phase < tiles:
+        k0, col = (phase % k_tiles) * rows, (phase // k_tiles) * cols + j
+        size = rows if phase == 0 else max(m, rows)
+        for q in range(max(size - rows - index, 0), count):
+            streams[1, n + q] = b[k0 + size - 1 - index - q, col]
+
+
+@kernel
+def _collect_ws(at, b, dt, shape, widths, j, whole, n, count, phase, index, streams, scratch, out):
+    """Add the sums that leave column `j`, the tokens of `_fill_ws`, to the accumulators.
+
+    whole    0: `out` is fault-free; add only what the sums differ from fault-free ones
+    scratch  (>= count,) int64
+    """
+    rows, cols = shape[0], shape[1]
+    count = min(count, at.shape[1] - index)
+    if phase < 1 or count <= 0:
+        return
+    k_tiles = at.shape[0] // rows
+    k0, col = ((phase - 1) % k_tiles) * rows, ((phase - 1) // k_tiles) * cols + j
+    expected = scratch[:count]
+    expected[:] = 0
+    if not whole:
+        if k0 == 0:
+            expected[:] = dt[col, index : index + count]
+        for i in range(rows):
+            tokens = at[k0 + i, index : index + count]
+            multiply_add(expected, tokens, b[k0 + i, col], widths[0], widths[1])
+    for q in range(count):
+        change = streams[0, n + q] - expected[q]
+        out[index + q, col] = wrap(out[index + q, col] + change, widths[1])
+
+
+@kernel
 def _output_stationary(
     a, bt, d, gold, shape, widths, columns, events, pe_start, span, out, waves, port
 ):
@@ -215,6 +334,7 @@ def _output_stationary(
     tiles = n_tiles * (a.shape[0] // rows)
     length = max(k_size, rows)
     cycles = port.shape[0]
+    record = waves.size > 0
     state = np.zeros((rows, cols, 7), np.int64)
     want = np.zeros((rows, 7), np.int64)
     if span[0] >= 0:
@@ -229,52 +349,59 @@ def _output_stationary(
         # Steps after the first of this phase up to and with the first of the next.
         begin = span[1] if phase < 0 else _start_of(phase, rows, length) + 1
         end = span[3] if phase > tiles else _start_of(phase + 1, rows, length) + 1
+        steps, flips = end - begin, phase <= tiles
+        main = steps - 1 if flips else steps
+        vector = not record and phase >= 0 and steps > 0
         left = -2
         for j in columns:
-            for n in range(end - begin):
-                p, index = _phase_of(begin + n, rows, length, tiles, True)
-                tile = p - 1
-                computing = 1 <= p <= tiles and index < k_size
-                if j - 1 != left:  # the left neighbour is not simulated
-                    for i in range(rows):
-                        a_streams[i, n] = a[(tile // n_tiles) * rows + i, index] if computing else 0
-                streams[0, n] = bt[(tile % n_tiles) * cols + j, index] if computing else 0
-                streams[1, n] = 0
-                if 0 <= p < tiles:
-                    preload = index - (rows if p == 0 else length) + rows
-                    if preload >= 0:
-                        row = (p // n_tiles) * rows + rows - 1 - preload
-                        streams[1, n] = d[row, (p % n_tiles) * cols + j]
-                streams[2, n] = 1 if p >= 0 else 0
-                streams[3, n] = (p & 1) ^ 1 if p >= 0 else 0
+            _control(streams, steps, flips, phase, steps if flips else rows - 1)
+            fill_a = j - 1 != left
+            _fill_os(a, bt, d, shape, j, fill_a, 0, main, phase, 1, a_streams, streams)
+            if flips:
+                _fill_os(a, bt, d, shape, j, fill_a, main, 1, phase + 1, 0, a_streams, streams)
             left = j
+            steady = vector
             for i in range(rows):
-                pe = i * cols + j
+                lo, hi = pe_start[i * cols + j], pe_start[i * cols + j + 1]
+                first, last = span_of(events, lo, hi)
+                # The product of step n counts for edge n + 1 on its way down (WS).
+                quiet = last < begin + i + j or first > end + i + j
+                s = state[i, j]
+                if quiet and steady and s[VALID] == 1 and s[PROP] == (phase & 1) ^ 1:
+                    _clean_pe(False, streams, a_streams[i], steps, flips, s, widths)
+                    continue
                 _pe(
                     False,
                     streams,
                     a_streams[i],
-                    end - begin,
+                    steps,
                     begin,
                     i,
                     j,
-                    state[i, j],
+                    s,
                     events,
-                    pe_start[pe],
-                    pe_start[pe + 1],
+                    lo,
+                    hi,
                     widths,
                     cycles,
                     waves,
                 )
+                steady = vector and _is_steady(streams, steps, flips, phase)
             # out_c of the bottom row: results leave bottom row first.
-            for n in range(end - begin):
-                p, index = _phase_of(begin + n, rows, length, tiles, True)
-                if p >= 2 and index < rows:
-                    row = ((p - 2) // n_tiles) * rows + rows - 1 - index
-                    out[row, ((p - 2) % n_tiles) * cols + j] = streams[1, n]
-                t = begin + n + rows + j
-                if 0 <= t < cycles:
-                    port[t, j] = streams[1, n]
+            if phase >= 2:
+                tile = phase - 2
+                row, col = (tile // n_tiles) * rows + rows - 1, (tile % n_tiles) * cols + j
+                for n in range(min(main, rows - 1)):
+                    out[row - 1 - n, col] = streams[1, n]
+            if flips and phase >= 1:
+                tile = phase - 1
+                row, col = (tile // n_tiles) * rows + rows - 1, (tile % n_tiles) * cols + j
+                out[row, col] = streams[1, main]
+            if record:
+                for n in range(steps):
+                    t = begin + n + rows + j
+                    if 0 <= t < cycles:
+                        port[t, j] = streams[1, n]
         if phase <= tiles and end - 1 >= span[2]:
             clean = True
             for j in columns:
@@ -295,9 +422,10 @@ def _weight_stationary(at, b, dt, shape, widths, columns, events, pe_start, span
     at        (kp, m) int64, A transposed, kp a multiple of rows
     b         (kp, np) int64, np a multiple of cols
     dt        (np, m) int64, D transposed
-    out       (m, np) int64. The accumulator memory outside the mesh adds up the
-              k-tiles: a recorded run (`waves`) starts it at 0, another at the
-              fault-free result and adds what a simulated sum differs from its own
+    span      as there, and whether to add up all sums from 0 (see `out`)
+    out       (m, np) int64, the accumulator memory outside the mesh, which adds up the
+              k-tiles. It starts at the fault-free result and takes what simulated sums
+              differ from fault-free ones; or, if all are simulated, at 0
     port      (cycles, cols) int64, as `waves`: oreg
 
     Other parameters as in `_output_stationary`.
@@ -318,61 +446,58 @@ def _weight_stationary(at, b, dt, shape, widths, columns, events, pe_start, span
     most = max(length, -span[1] + 1, span[3] - _start_of(tiles, rows, length))
     a_streams = np.zeros((rows, most), np.int64)
     streams = np.zeros((4, most), np.int64)
+    scratch = np.zeros(most, np.int64)
 
     for phase in range(span[0], tiles + 1):
         begin = span[1] if phase < 0 else _start_of(phase, rows, length) + 1
         end = span[3] if phase == tiles else _start_of(phase + 1, rows, length) + 1
+        steps, flips = end - begin, phase < tiles
+        main = steps - 1 if flips else steps
+        vector = not record and phase >= 0 and steps > 0
         left = -2
         for j in columns:
-            for n in range(end - begin):
-                p, index = _phase_of(begin + n, rows, length, tiles, False)
-                k0, n0 = ((p - 1) % k_tiles) * rows, ((p - 1) // k_tiles) * cols
-                computing = p >= 1 and index < m
-                if j - 1 != left:
-                    for i in range(rows):
-                        a_streams[i, n] = at[k0 + i, index] if computing else 0
-                streams[0, n] = dt[n0 + j, index] if computing and k0 == 0 else 0
-                streams[1, n] = 0
-                if 0 <= p < tiles:
-                    preload = index - (rows if p == 0 else length) + rows
-                    if preload >= 0:
-                        row = (p % k_tiles) * rows + rows - 1 - preload
-                        streams[1, n] = b[row, (p // k_tiles) * cols + j]
-                streams[2, n] = 1 if p >= 0 else 0
-                streams[3, n] = (p & 1) ^ 1 if p >= 0 else 0
+            _control(streams, steps, flips, phase, steps if flips else length - 1)
+            fill_a = j - 1 != left
+            _fill_ws(at, b, dt, shape, j, fill_a, 0, main, phase, 1, a_streams, streams)
+            if flips:
+                _fill_ws(at, b, dt, shape, j, fill_a, main, 1, phase + 1, 0, a_streams, streams)
             left = j
+            steady = vector
             for i in range(rows):
-                pe = i * cols + j
+                lo, hi = pe_start[i * cols + j], pe_start[i * cols + j + 1]
+                first, last = span_of(events, lo, hi)
+                # The product of step n counts for edge n + 1 on its way down (WS).
+                quiet = last < begin + i + j or first > end + i + j
+                s = state[i, j]
+                if quiet and steady and s[VALID] == 1 and s[PROP] == (phase & 1) ^ 1:
+                    _clean_pe(True, streams, a_streams[i], steps, flips, s, widths)
+                    continue
                 _pe(
                     True,
                     streams,
                     a_streams[i],
-                    end - begin,
+                    steps,
                     begin,
                     i,
                     j,
-                    state[i, j],
+                    s,
                     events,
-                    pe_start[pe],
-                    pe_start[pe + 1],
+                    lo,
+                    hi,
                     widths,
                     cycles,
                     waves,
                 )
-            for n in range(end - begin):
-                p, index = _phase_of(begin + n, rows, length, tiles, False)
-                if p >= 1 and index < m:
-                    k0, col = ((p - 1) % k_tiles) * rows, ((p - 1) // k_tiles) * cols + j
-                    change = streams[0, n]
-                    if not record:
-                        if k0 == 0:
-                            change -= dt[col, index]
-                        for i in range(rows):
-                            change -= wrap(at[k0 + i, index] * b[k0 + i, col], widths[0])
-                    out[index, col] = wrap(out[index, col] + change, widths[1])
-                t = begin + n + rows + j
-                if 0 <= t < cycles:
-                    port[t, j] = streams[0, n]
+                steady = vector and _is_steady(streams, steps, flips, phase)
+            common = (at, b, dt, shape, widths, j, span[4])
+            _collect_ws(*common, 0, main, phase, 1, streams, scratch, out)
+            if flips:
+                _collect_ws(*common, main, 1, phase + 1, 0, streams, scratch, out)
+            if record:
+                for n in range(steps):
+                    t = begin + n + rows + j
+                    if 0 <= t < cycles:
+                        port[t, j] = streams[0, n]
         if phase < tiles and end - 1 >= span[2]:
             clean = True
             for j in columns:
@@ -417,7 +542,7 @@ def run(accel, a, b, d, table, waveform=False):
 
     if waveform:
         # Step -(rows + cols - 1) of the last PE is its reset state.
-        span = (-1, 1 - rows - cols, FOREVER, cycles)
+        span = (-1, 1 - rows - cols, FOREVER, cycles, 1)
         columns = np.arange(cols, dtype=np.int64)
         gold = np.zeros((mp if output_stationary else m, np_), np.int64)
     else:
@@ -432,7 +557,9 @@ def run(accel, a, b, d, table, waveform=False):
         # The last phase boundary before `begin`; step 0 is one.
         phase = -1 if begin <= 0 else 0 if begin <= rows else 1 + (begin - 1 - rows) // length
         phase = min(phase, tiles + 1 if output_stationary else tiles)
-        span = (phase, min(begin, 0), int(ends.max()), tokens)
+        last = int(ends.max())
+        whole = phase <= 0 and last == FOREVER
+        span = (phase, min(begin, 0), last, tokens, int(whole))
         columns = active_columns(accel, events, (A,))
         gold = pad(golden(accel, a, b, d), mp if output_stationary else m, np_)
     recorded = cycles if waveform else 0
@@ -441,6 +568,8 @@ def run(accel, a, b, d, table, waveform=False):
     shape = np.array([rows, cols])
     widths = np.array([accel.product_bits, accel.acc_bits])
     out = gold.copy()
+    if span[4] and not output_stationary:
+        out.reshape(m, -1, cols)[:, :, columns] = 0
     common = (shape, widths, columns, events, pe_start, np.array(span), out, waves, port)
     if output_stationary:
         _output_stationary(pad(a, mp, k), pad(b.T, np_, k), pad(d, mp, np_), gold, *common)

@@ -29,7 +29,7 @@ from ..span import (
     product_sums,
     wrap_array,
 )
-from ..systolic.tile import force, force_net, span_of, wrap
+from ..systolic.tile import delay, dot, force, force_net, multiply_add, span_of, wrap
 
 # Slots of the state vector. The first 11 (OS) and 14 (WS) are fault sites and recorded,
 # the others are the delayed controls that no fault reaches.
@@ -73,6 +73,7 @@ def _output_stationary(a, bt, shape, widths, pes, events, pe_start, span, state,
     clrs = np.zeros(length, np.int64)
     ws = np.zeros((cols, length), np.int64)
     regs = np.zeros(10, np.int64)
+    steady = True  # whether ens and clrs are those of a fault-free run
 
     for p in range(span[0], passes):
         base = p * length
@@ -87,6 +88,7 @@ def _output_stationary(a, bt, shape, widths, pes, events, pe_start, span, state,
                     xs[c] = a[m0 + i, k] if valid else 0
                     ens[c] = 1 if valid else 0
                     clrs[c] = 1 if k == 0 else 0
+                steady = True
             if not pes[q, 3]:
                 for c in range(length):
                     k = c - 1 - i - j
@@ -98,7 +100,20 @@ def _output_stationary(a, bt, shape, widths, pes, events, pe_start, span, state,
             c1, c2, c3, clr_out = s[C1], s[C2], s[C3], s[CLR_OUT]
             lo, hi = pe_start[i * cols + j], pe_start[i * cols + j + 1]
             first, last = span_of(events, lo, hi)
-            for c in range(length):
+            clean = not record and steady and (last < base or first >= base + length)
+            clean = clean and v1 == 0 and v2 == 0 and v3 == 0 and en_out == 0 and clr_out == 0
+            if clean:  # a dot product; at the pass's end the pipeline is empty again
+                w_stream = ws[j]
+                begin = 1 + i + j
+                end = begin + k_size
+                mac_out = wrap(dot(xs[begin:end], w_stream[begin:end], product_bits), acc_bits)
+                s1_x = x_old = delay(xs, length, x_old)
+                s1_w = w_old = delay(w_stream, length, w_old)
+                delay(ens, length, en_out)
+                delay(clrs, length, clr_out)
+                s2_p = s3_p = 0
+                c1 = c2 = c3 = 0
+            for c in range(0 if clean else length):
                 t = base + c
                 hit = first <= t <= last
                 if v3 != 0:
@@ -135,6 +150,12 @@ def _output_stationary(a, bt, shape, widths, pes, events, pe_start, span, state,
             s[S2_P], s[S3_P], s[MAC_OUT] = s2_p, s3_p, mac_out
             s[V1], s[V2], s[V3], s[EN_OUT] = v1, v2, v3, en_out
             s[C1], s[C2], s[C3], s[CLR_OUT] = c1, c2, c3, clr_out
+            if not clean:
+                steady = True
+                for c in range(length):
+                    k = c - 2 - i - j  # as captured by the right neighbour
+                    if (ens[c] != 0) != (0 <= k < k_size) or (clrs[c] != 0) != (k == 0):
+                        steady = False
             out[m0 + i, n0 + j] = mac_out
         # Fault-free, only mac_out is not zero now, and it is dead: the first product
         # of the next pass replaces it.
@@ -182,6 +203,7 @@ def _weight_stationary(
     ws = np.zeros(length, np.int64)
     psums = np.zeros(length + 1, np.int64)
     regs = np.zeros(14, np.int64)
+    steady = np.ones(rows, np.bool_)  # whether ens[i] is that of a fault-free run
 
     for p in range(span[0], passes):
         base = p * length
@@ -199,6 +221,7 @@ def _weight_stationary(
                         valid = 0 <= row < m
                         xs[i, c] = at[k0 + i, row] if valid else 0
                         ens[i, c] = 1 if valid else 0
+                    steady[i] = True
             left = j
             for c in range(length):
                 ws[c] = b[k0 + rows - 1 - c, n0 + j] if c < rows else 0
@@ -212,7 +235,29 @@ def _weight_stationary(
                 v1, v2, v3, en_out = s[V1], s[WS_V2], s[V3], s[EN_OUT]
                 lo, hi = pe_start[i * cols + j], pe_start[i * cols + j + 1]
                 first, last = span_of(events, lo, hi)
-                for c in range(length):
+                clean = not record and steady[i] and (last < base or first >= base + length)
+                clean = clean and v1 == 0 and v2 == 0 and v3 == 0 and en_out == 0
+                if clean:
+                    # Token t is captured at edge begin + t, its sum at three edges later;
+                    # before and after mac_out rests.
+                    begin = rows + 1 + 4 * i + j
+                    x_stream = xs[i]
+                    w_reg = ws[rows - 1]
+                    end = begin + m
+                    multiply_add(
+                        psums[begin:end], x_stream[begin:end], w_reg, product_bits, acc_bits
+                    )
+                    for c in range(end - 1, begin - 1, -1):
+                        psums[c + 4] = psums[c]
+                    psums[: begin + 4] = mac_out
+                    mac_out = psums[begin + m + 3]
+                    psums[begin + m + 4 :] = mac_out
+                    s1_x = x_old = delay(x_stream, length, x_old)
+                    delay(ens[i], length, en_out)
+                    delay(ws, rows, w_old)
+                    s1_w = w_old = w_reg
+                    s2_p = s3_p = s1_psum = s2_psum = s3_psum = 0
+                for c in range(0 if clean else length):
                     t = base + c
                     hit = first <= t <= last
                     psum_in = psums[c]
@@ -260,6 +305,12 @@ def _weight_stationary(
                 s[S1_PSUM], s[S2_PSUM], s[S3_PSUM] = s1_psum, s2_psum, s3_psum
                 s[V1], s[WS_V2], s[V3], s[EN_OUT] = v1, v2, v3, en_out
                 psums[length] = mac_out
+                if not clean:
+                    steady[i] = True
+                    for c in range(length):
+                        row = c - 2 - 4 * i - j - rows  # as captured by the right neighbour
+                        if (ens[i, c] != 0) != (0 <= row < m):
+                            steady[i] = False
             # psums[c] is now mac_out of the bottom row before edge c.
             for row in range(m):
                 acc[row, j] = psums[5 * rows + row + j + 1]

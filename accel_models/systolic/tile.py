@@ -7,7 +7,11 @@ without simulating what went before (see `_weight_stationary` and
 fault and stops at the first one after the last fault where the state is that of
 a fault-free run again.
 
-Also home of `wrap` and `force`, the two helpers all families' kernels share.
+A PE that no fault touches during a phase needs no clock: its phase is a vector
+operation on its streams (`multiply_add`, `dot`, `delay`). The kernels below take
+that way for such PEs and step through the cycles of the others.
+
+Also home of the helpers that the kernels of all families share.
 """
 
 from __future__ import annotations
@@ -93,6 +97,36 @@ def span_of(events, lo, hi):
 
 
 @kernel
+def delay(stream, steps, value):
+    """stream[:steps] one step later, in place: `value` enters. Returns what leaves."""
+    leaves = stream[steps - 1]
+    for n in range(steps - 1, 0, -1):
+        stream[n] = stream[n - 1]
+    stream[0] = value
+    return leaves
+
+
+@kernel
+def multiply_add(sums, xs, w, product_bits, acc_bits):
+    """sums[n] += xs[n] * w for all n, at product_bits and acc_bits (2 to 64), in place."""
+    # Plain shifts and an upward loop over whole arrays: this compiles to vector code.
+    spare_product, spare_acc = 64 - product_bits, 64 - acc_bits
+    for n in range(sums.shape[0]):
+        product = ((xs[n] * w) << spare_product) >> spare_product
+        sums[n] = ((sums[n] + product) << spare_acc) >> spare_acc
+
+
+@kernel
+def dot(xs, ws, product_bits):
+    """Sum of the products xs[n] * ws[n] at product_bits, not reduced further."""
+    spare = 64 - product_bits
+    total = 0
+    for n in range(xs.shape[0]):
+        total += ((xs[n] * ws[n]) << spare) >> spare
+    return total
+
+
+@kernel
 def add(x, y, bits, saturate):
     """x + y at `bits` bits: two's complement wrap, or clamped if `saturate`."""
     total = x + y
@@ -161,7 +195,10 @@ def _weight_stationary(
                 x, w, p = state[i, j, MOVING], state[i, j, STILL], state[i, j, PSUM]
                 lo, hi = pe_start[i * cols + j], pe_start[i * cols + j + 1]
                 first, last = span_of(events, lo, hi)
-                for c in range(length):
+                clean = not record and (last < base or first >= base + length)
+                # In a PE without faults the weight rests after loading: what is left of
+                # the fold is a vector operation (no step depends on the one before).
+                for c in range(rows if clean else length):
                     t = base + c
                     hit = first <= t <= last
                     product = wrap(x * w, product_bits)
@@ -184,6 +221,18 @@ def _weight_stationary(
                         waves[MOVING, t, i, j] = x
                         waves[STILL, t, i, j] = w
                         waves[PSUM, t, i, j] = p
+                if clean:
+                    # Edge c adds the product of the operand captured at edge c - 1.
+                    x = delay(moving[i, rows:], length - rows, x)
+                    xs, sums = moving[i, rows:length], psum[rows:length]
+                    if saturate:
+                        for c in range(length - rows):
+                            product = wrap(xs[c] * w, product_bits)
+                            sums[c] = add(sums[c], product, acc_bits, saturate)
+                    else:
+                        multiply_add(sums, xs, w, product_bits, acc_bits)
+                    delay(psum[rows:], length + 1 - rows, p)
+                    p = psum[length]
                 state[i, j, MOVING], state[i, j, STILL], state[i, j, PSUM] = x, w, p
                 psum[length] = p
             # psum[c] is now the bottom register before edge c of the fold.
@@ -267,7 +316,18 @@ def _output_stationary(
             x, w, p = state[i, j, MOVING], state[i, j, STILL], state[i, j, PSUM]
             lo, hi = pe_start[i * cols + j], pe_start[i * cols + j + 1]
             first, last = span_of(events, lo, hi)
-            for c in range(length):
+            clean = not record and (last < base or first >= base + length)
+            if clean:  # a dot product
+                x = delay(ifmap, length, x)
+                w = delay(filter_[j], length, w)
+                xs, ws = ifmap[i + j : i + j + k_size], filter_[j, i + j : i + j + k_size]
+                p = d[m0 + i, n0 + j]
+                if saturate:
+                    for k in range(k_size):
+                        p = add(p, wrap(xs[k] * ws[k], product_bits), acc_bits, saturate)
+                else:
+                    p = wrap(p + dot(xs, ws, product_bits), acc_bits)
+            for c in range(0 if clean else length):
                 t = base + c
                 hit = first <= t <= last
                 product = wrap(x * w, product_bits)
