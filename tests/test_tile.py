@@ -229,6 +229,10 @@ def test_the_span_of_a_fault_is_enough(family, dataflow, rows, cols, shape, faul
     table = random_table(accel, rng, cycles, faults)
     everything = accel.tile.run(accel, a, b, d, table, True)[0]
     assert_array_equal(accel.tile.run(accel, a, b, d, table)[0], everything)
+    clean = accel.tile.run(accel, a, b, d, NO_FAULTS)[0]
+    given = accel.tile.run(accel, a, b, d, table, clean=clean)[0]
+    assert_array_equal(given, everything)
+    assert not np.shares_memory(given, clean)
 
 
 @every_machine
