@@ -578,8 +578,6 @@ def run(accel, a, b, d, table, waveform=False, clean=None):
     if output_stationary:
         _output_stationary(pad(a, mp, k), pad(b.T, np_, k), pad(d, mp, np_), gold, *common)
     else:
-        _weight_stationary(
-            np.ascontiguousarray(pad(a, m, kp).T), pad(b, kp, np_), pad(d.T, np_, m), *common
-        )
+        _weight_stationary(pad(a.T, kp, m), pad(b, kp, np_), pad(d.T, np_, m), *common)
     out = np.ascontiguousarray(out[:m, :n])
     return out, {**dict(zip(REGISTERS, waves)), "out": port} if waveform else None

@@ -26,10 +26,9 @@ from ..span import (
     golden,
     last_cycle,
     pad,
-    product_sums,
     wrap_array,
 )
-from ..systolic.tile import delay, dot, force, force_net, multiply_add, span_of, wrap
+from ..systolic.tile import add_columns, delay, dot, force, force_net, multiply_add, span_of, wrap
 
 # Slots of the state vector. The first 11 (OS) and 14 (WS) are fault sites and recorded,
 # the others are the delayed controls that no fault reaches.
@@ -434,7 +433,8 @@ def _run_ws(accel, a, b, d, table, waveform, clean):
     if not waveform and not len(events):
         return golden(accel, a, b, d) if clean is None else clean.copy(), None
 
-    a_pad, b_pad = pad(a, m, kp), pad(b, kp, np_)
+    at, b_pad = pad(a.T, kp, m), pad(b, kp, np_)
+    bits = (accel.product_bits, accel.acc_bits)
     d_pad = pad(np.zeros((m, n), np.int64) if d is None else d, m, np_)
     state = np.zeros((rows, cols, len(WS_REGISTERS)), np.int64)
     acc = np.zeros((m, cols), np.int64)
@@ -447,11 +447,11 @@ def _run_ws(accel, a, b, d, table, waveform, clean):
         columns = active_columns(accel, events, (X_OLD, EN_OUT))
         out = pad(golden(accel, a, b, d) if clean is None else clean, m, np_)
     if start:
-        _state_after_pass(accel, a_pad, b_pad, d_pad, start - 1, columns, state)
+        _state_after_pass(accel, at, b_pad, d_pad, start - 1, columns, state)
         n0, k0 = (start // k_tiles) * cols, (start % k_tiles) * rows
         if k0:
-            sums = product_sums(accel, a_pad[:, :k0], b_pad[:k0, n0 + columns])
-            acc[:, columns] = wrap_array(sums + d_pad[:, n0 + columns], accel.acc_bits)
+            acc[:] = d_pad[:, n0 : n0 + cols]
+            add_columns(at, b_pad, 0, k0, n0, columns, *bits, acc)
     else:
         _reset_faults(state, events)
 
@@ -459,7 +459,7 @@ def _run_ws(accel, a, b, d, table, waveform, clean):
     waves = np.zeros((len(WS_SLOTS), recorded, rows, cols), np.int64)
     port = np.zeros((recorded, cols), np.int64)
     stop = _weight_stationary(
-        np.ascontiguousarray(a_pad.T),
+        at,
         b_pad,
         d_pad,
         np.array([rows, cols]),
@@ -477,26 +477,28 @@ def _run_ws(accel, a, b, d, table, waveform, clean):
     if stop % k_tiles:
         # The remaining passes add fault-free products to the sums fed back.
         n0, k0 = (stop // k_tiles) * cols, (stop % k_tiles) * rows
-        sums = product_sums(accel, a_pad[:, k0:], b_pad[k0:, n0 + columns])
-        out[:, n0 + columns] = wrap_array(acc[:, columns] + sums, accel.acc_bits)
+        add_columns(at, b_pad, k0, kp, n0, columns, *bits, acc)
+        out[:, n0 + columns] = acc[:, columns]
     out = np.ascontiguousarray(out[:, :n])
     return out, {**dict(zip(WS_SLOTS, waves)), "out": port} if waveform else None
 
 
-def _state_after_pass(accel, a, b, d, index, columns, state) -> None:
+def _state_after_pass(accel, at, b, d, index, columns, state) -> None:
     """Fault-free S after pass `index` of the WS machine, in `columns`.
 
-    a (m, kp), b (kp, np), d (m, np) int64, padded. The pipeline is empty; what stays
+    at (kp, m), b (kp, np), d (m, np) int64, padded. The pipeline is empty; what stays
     is the weights and in mac_out the sum of the last row of A up to this PE.
     """
     rows, cols = accel.rows, accel.cols
-    k_tiles = a.shape[1] // rows
+    k_tiles = at.shape[0] // rows
     n0, k0 = (index // k_tiles) * cols, (index % k_tiles) * rows
     for slot in (W_REG, W_OLD, S1_W):
         state[:, :, slot] = b[k0 : k0 + rows, n0 : n0 + cols]
-    b = b[:, n0 + columns]
-    token = product_sums(accel, a[-1:, :k0], b[:k0])[0] + d[-1, n0 + columns]
+    token = np.ascontiguousarray(at[:, -1:])
+    sums = d[-1:, n0 : n0 + cols].copy()
+    done = 0
     for i in range(rows):
-        k = k0 + i
-        token = token + product_sums(accel, a[-1:, k : k + 1], b[k : k + 1])[0]
-        state[i, columns, MAC_OUT] = wrap_array(token, accel.acc_bits)
+        k = k0 + i + 1
+        add_columns(token, b, done, k, n0, columns, accel.product_bits, accel.acc_bits, sums)
+        state[i, :, MAC_OUT] = sums[0]
+        done = k

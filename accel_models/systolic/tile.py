@@ -41,8 +41,6 @@ from ..span import (
     last_cycle,
     never_saturates,
     pad,
-    product_sums,
-    wrap_array,
 )
 
 # Slots of the state vector. WS and OS: ifmap, filter, psum. IS runs the WS machine on
@@ -124,6 +122,20 @@ def dot(xs, ws, product_bits):
     for n in range(xs.shape[0]):
         total += ((xs[n] * ws[n]) << spare) >> spare
     return total
+
+
+@kernel
+def add_columns(at, b, first, last, n0, columns, product_bits, acc_bits, acc):
+    """acc[:, j] += A[:, first:last] x B[first:last, n0 + j] for j in `columns`, wrapping.
+
+    at   (k, m) int64, A transposed; b (k, n) int64; acc (m, >= columns) int64
+    """
+    sums = np.zeros(at.shape[1], np.int64)
+    for j in columns:
+        sums[:] = acc[:, j]
+        for k in range(first, last):
+            multiply_add(sums, at[k], b[k, n0 + j], product_bits, acc_bits)
+        acc[:, j] = sums
 
 
 @kernel
@@ -421,8 +433,9 @@ def _run_ws(accel, a, b, d, table, waveform, clean, operands):
     if not everything and not len(events):
         return golden(accel, a, b, d) if clean is None else clean.copy(), None
 
-    a_pad, b_pad = pad(a, m, kp), pad(b, kp, np_)
+    at, b_pad = pad(a.T, kp, m), pad(b, kp, np_)
     d_pad = pad(np.zeros((m, n), np.int64) if d is None else d, m, np_)
+    bits = (accel.product_bits, accel.acc_bits)
     state = np.zeros((rows, cols, 3), np.int64)
     acc = np.zeros((m, cols), np.int64)
     if everything:
@@ -438,8 +451,8 @@ def _run_ws(accel, a, b, d, table, waveform, clean, operands):
         before_n, before_k = ((start - 1) // k_folds) * cols, ((start - 1) % k_folds) * rows
         state[:, :, STILL] = b_pad[before_k : before_k + rows, before_n : before_n + cols]
         if k0:
-            sums = product_sums(accel, a_pad[:, :k0], b_pad[:k0, n0 + columns])
-            acc[:, columns] = wrap_array(sums + d_pad[:, n0 + columns], accel.acc_bits)
+            acc[:] = d_pad[:, n0 : n0 + cols]
+            add_columns(at, b_pad, 0, k0, n0, columns, *bits, acc)
     else:
         _reset_faults(state, events)
 
@@ -447,7 +460,7 @@ def _run_ws(accel, a, b, d, table, waveform, clean, operands):
     waves = np.zeros((3, recorded, rows, cols), np.int64)
     port = np.zeros((recorded, cols), np.int64)
     stop = _weight_stationary(
-        np.ascontiguousarray(a_pad.T),
+        at,
         b_pad,
         d_pad,
         np.array([rows, cols]),
@@ -465,24 +478,18 @@ def _run_ws(accel, a, b, d, table, waveform, clean, operands):
     if stop % k_folds:
         # The rest of the column group adds fault-free sums to the accumulators,
         # fold by fold: with saturation the order matters.
-        n0 = (stop // k_folds) * cols
-        sums = acc[:, columns]
-        for k0 in range((stop % k_folds) * rows, kp, rows):
-            part = product_sums(
-                accel, a_pad[:, k0 : k0 + rows], b_pad[k0 : k0 + rows, n0 + columns]
-            )
-            sums = _add_arrays(accel, sums, part)
-        out[:, n0 + columns] = sums
+        n0, k0 = (stop // k_folds) * cols, (stop % k_folds) * rows
+        if saturate:
+            top = (1 << (accel.acc_bits - 1)) - 1
+            for first in range(k0, kp, rows):
+                fold = np.zeros_like(acc)
+                add_columns(at, b_pad, first, first + rows, n0, columns, *bits, fold)
+                acc = np.clip(acc + fold, -top - 1, top)
+        else:
+            add_columns(at, b_pad, k0, kp, n0, columns, *bits, acc)
+        out[:, n0 + columns] = acc[:, columns]
     out = np.ascontiguousarray(out[:, :n])
     return out, _waves(accel, slots, waves, port) if waveform else None
-
-
-def _add_arrays(accel, x, y):
-    """x + y at acc_bits with the machine's overflow rule, whole arrays."""
-    if accel.overflow == "saturate":
-        top = (1 << (accel.acc_bits - 1)) - 1
-        return np.clip(x + y, -top - 1, top)
-    return wrap_array(x + y, accel.acc_bits)
 
 
 def _run_os(accel, a, b, d, table, waveform, clean):
