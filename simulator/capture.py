@@ -400,5 +400,7 @@ def apply(node: Node, inputs: list[Tensor]) -> Tensor:
         case "concat":
             return torch.cat(inputs, p["axis"] + 1)
         case "host":
-            return torch.cat([p["function"](*(v[i : i + 1] for v in inputs)) for i in range(len(x))])
+            return torch.cat(
+                [p["function"](*(v[i : i + 1] for v in inputs)) for i in range(len(x))]
+            )
     raise AssertionError(f"node {node.name!r} has an unknown kind {node.kind!r}")

@@ -39,7 +39,13 @@ from .kernels import im2col as windows
 PATHS = ("onednn", "int_mm", "fp32", "fp64", "int64")
 """Fastest first."""
 
-LIMITS = {"onednn": 2**24 - 1, "int_mm": 2**31 - 1, "fp32": 2**24, "fp64": 2**53, "int64": 2**63 - 1}
+LIMITS = {
+    "onednn": 2**24 - 1,
+    "int_mm": 2**31 - 1,
+    "fp32": 2**24,
+    "fp64": 2**53,
+    "int64": 2**63 - 1,
+}
 """Largest |partial sum| a path is allowed to meet."""
 
 _VNNI_ISA = ("AVX512_CORE_VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512")
@@ -79,11 +85,10 @@ class Problem:
             largest = max(abs(x * y) for x in (lo, hi) for y in self.b_range)
             return int(self.k * largest)
         flat = self.weight.reshape(len(self.weight), -1)
-        up = np.clip(flat, 0, None).sum(1)
-        down = np.clip(flat, None, 0).sum(1)
-        most = int((hi * up + lo * down).max(initial=0))
-        least = int((lo * up + hi * down).min(initial=0))
-        return max(most, -least)
+        # Python ints from here on: the bound itself may need more than 64 bits.
+        ups = np.clip(flat, 0, None).sum(1).tolist()
+        downs = np.clip(flat, None, 0).sum(1).tolist()
+        return max(max(hi * up + lo * down, -(lo * up + hi * down)) for up, down in zip(ups, downs))
 
 
 @dataclass(frozen=True)
@@ -270,60 +275,66 @@ def _onednn_conv(path: Path, problem: Problem) -> Callable:
     return raw
 
 
-_DTYPES = {"int_mm": np.int8, "fp32": np.float32, "fp64": np.float64, "int64": np.int64}
+_TYPES = {"int_mm": torch.int8, "fp32": torch.float32, "fp64": torch.float64}
 
 
 def _product(name: str, a: np.ndarray, b: torch.Tensor) -> np.ndarray:
-    """(m, k) times (k, n), both already of the path's type."""
+    """(m, k) codes, shifted already, times (k, n) of the path's type."""
+    left = torch.from_numpy(a)
     if name == "int_mm":
-        return torch._int_mm(torch.from_numpy(a), b).numpy()
+        return torch._int_mm(left, b).numpy()
     if name == "fp32" and not _full_float32():
         # The setting was changed after the path was chosen; float64 is exact too.
-        return torch.mm(torch.from_numpy(a).double(), b.double()).numpy()
-    return torch.mm(torch.from_numpy(a), b).numpy()
+        return torch.mm(left.double(), b.double()).numpy()
+    return torch.mm(left.to(b.dtype), b).numpy()
+
+
+def _operand(codes: np.ndarray, path: Path) -> np.ndarray:
+    """Codes as torch can take them: int8 for int_mm, else at most 8 bits or signed."""
+    if path.name == "int_mm":
+        # u8 - 128 leaves int8 on the way, so the sum is done in 16 bits.
+        shifted = codes if not path.shift else codes.astype(np.int16) + path.shift
+        return np.ascontiguousarray(shifted, np.int8)
+    return np.ascontiguousarray(codes, np.int32 if codes.dtype == np.uint16 else codes.dtype)
 
 
 def _linear(path: Path, weight: np.ndarray) -> Callable:
-    dtype = _DTYPES[path.name]
-    right = torch.from_numpy(np.ascontiguousarray(weight.T.astype(dtype)))
+    right = np.ascontiguousarray(weight.T)
+    if path.name != "int64":
+        packed = torch.from_numpy(right).to(_TYPES[path.name])
 
     def raw(codes):
         rows = codes.reshape(-1, codes.shape[-1])
         if path.name == "int64":
             out = np.empty((1, len(rows), len(weight)), np.int64)
-            windows.matmul(rows[None], right.numpy()[None], out)
+            windows.matmul(rows.astype(np.int64)[None], right[None], out)
         else:
-            # A shift by -128 leaves int8, so it is done in 16 bits first.
-            shifted = rows if not path.shift else rows.astype(np.int16) + path.shift
-            out = _product(path.name, np.ascontiguousarray(shifted.astype(dtype)), right)
+            out = _product(path.name, _operand(rows, path), packed)
         return out.reshape(*codes.shape[:-1], len(weight))
 
     return raw
 
 
 def _window_conv(path: Path, problem: Problem) -> Callable:
-    dtype = _DTYPES[path.name]
-    weight = problem.weight
-    o, c, kh, kw = weight.shape
+    o, c, kh, kw = problem.weight.shape
     columns = c * kh * kw
-    right = weight.transpose(2, 3, 1, 0).reshape(columns, o).astype(dtype)
-    right = torch.from_numpy(np.ascontiguousarray(right))
+    right = problem.weight.transpose(2, 3, 1, 0).reshape(columns, o)
+    packed = torch.from_numpy(np.ascontiguousarray(right)).to(_TYPES[path.name])
     left, _, top, _ = problem.padding
-    out_dtype = np.int32 if path.name == "int_mm" else dtype
+    out_dtype = {"int_mm": np.int32, "fp32": np.float32, "fp64": np.float64}[path.name]
 
     def raw(codes):
+        codes = _operand(codes, path)
         n, h, w, _ = codes.shape
         oh, ow = output_size(problem, h, w)
+        window, fill = (kh, kw, oh, ow), codes.dtype.type(path.shift)
         out = np.empty((n, oh, ow, o), out_dtype)
-        step = max(1, _WINDOW_BYTES // (oh * ow * columns * np.dtype(dtype).itemsize))
+        step = max(1, _WINDOW_BYTES // (oh * ow * columns * packed.element_size()))
         for first in range(0, n, step):
             part = codes[first : first + step]
-            rows = np.empty((len(part) * oh * ow, columns), dtype)
-            windows.im2col(
-                part, (kh, kw, oh, ow), problem.stride, (left, top), problem.dilation,
-                path.shift, rows,
-            )  # fmt: skip
-            out[first : first + step] = _product(path.name, rows, right).reshape(-1, oh, ow, o)
+            rows = np.empty((len(part) * oh * ow, columns), codes.dtype)
+            windows.im2col(part, window, problem.stride, (left, top), problem.dilation, fill, rows)
+            out[first : first + step] = _product(path.name, rows, packed).reshape(-1, oh, ow, o)
         return out
 
     return raw
@@ -337,8 +348,9 @@ def _loop_conv(problem: Problem) -> Callable:
         oh, ow = output_size(problem, *codes.shape[1:3])
         out = np.empty((len(codes), oh, ow, len(weight)), np.int64)
         windows.convolve(
-            codes, weight, problem.stride, (left, top), problem.dilation, problem.groups, out
-        )
+            np.ascontiguousarray(codes, np.int64), weight, problem.stride, (left, top),
+            problem.dilation, problem.groups, out,
+        )  # fmt: skip
         return out
 
     return raw
@@ -350,10 +362,9 @@ def _matmul(name: str) -> Callable:
         a, b = a.reshape(-1, m, k), b.reshape(-1, k, p)
         if name == "int64":
             out = np.empty((len(a), m, p), np.int64)
-            windows.matmul(a, b, out)
+            windows.matmul(a.astype(np.int64), b.astype(np.int64), out)
         else:
-            narrow = name == "fp32" and _full_float32()
-            dtype = np.float32 if narrow else np.float64
+            dtype = np.float32 if name == "fp32" and _full_float32() else np.float64
             x, y = (torch.from_numpy(v.astype(dtype)) for v in (a, b))
             out = torch.bmm(x, y).numpy()
         return out.reshape(*lead, m, p)

@@ -354,7 +354,9 @@ def make_ready(program: Program, op: ArrayOp) -> Ready:
     offset = np.zeros_like(op.bias) if product.offset is None else product.offset
     biases = (op.bias, op.bias - offset)
     most = product.path.bound + max(int(np.abs(b).max(initial=0)) for b in biases)
-    fast = product.path.name in ("onednn", "fp32") and most <= min(2**24, 2 ** (program.acc_bits - 1) - 1)
+    fast = product.path.name in ("onednn", "fp32") and most <= min(
+        2**24, 2 ** (program.acc_bits - 1) - 1
+    )
     return Ready(
         product,
         fast,
@@ -376,7 +378,9 @@ def with_weights(program: Program, weights: dict[int, np.ndarray]) -> Program:
     for index, codes in weights.items():
         op = ops[index] if 0 <= index < len(ops) else None
         if not isinstance(op, (Conv, Linear)):
-            raise ConfigError(f"weights belong to a convolution or linear layer, got operation {index}")
+            raise ConfigError(
+                f"weights belong to a convolution or linear layer, got operation {index}"
+            )
         lo, hi = code_range(op.weight_bits, True)
         if codes.shape != op.weight.shape or codes.min() < lo or codes.max() > hi:
             raise ConfigError(

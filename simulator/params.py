@@ -43,7 +43,9 @@ def load_params(path: str | os.PathLike) -> dict[str, Any]:
             raise ConfigError(f"quantisation parameters must be under 32 MiB ({path})")
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"quantisation parameters must be a JSON file, got: {error} ({path})") from error
+        raise ConfigError(
+            f"quantisation parameters must be a JSON file, got: {error} ({path})"
+        ) from error
     if not isinstance(found, dict):
         raise ConfigError(
             f"quantisation parameters must be one JSON object, got {type(found).__name__} ({path})"
@@ -66,13 +68,17 @@ def read_params(params: Mapping[str, Any], tensors: set[str], channels: dict[str
             problems.append(f"{name}: no tensor of the network has this name and its own scale")
             continue
         if not isinstance(entry, dict):
-            problems.append(f"{name}: must be an object with scale, signed, bits, got {entry!r:.40}")
+            problems.append(
+                f"{name}: must be an object with scale, signed, bits, got {entry!r:.40}"
+            )
             continue
         allowed = {"scale", "bits"} if is_weight else {"scale", "signed", "bits"}
         before = len(problems)
         for key in sorted(set(entry) - allowed):
             problems.append(f"{name}.{key}: must be one of {', '.join(sorted(allowed))}")
-        scale = _scale(name, entry.get("scale"), channels.get(layer) if is_weight else None, problems)
+        scale = _scale(
+            name, entry.get("scale"), channels.get(layer) if is_weight else None, problems
+        )
         bits = entry.get("bits")
         if bits is not None and not (type(bits) is int and 2 <= bits <= 16):
             problems.append(f"{name}.bits: must be an integer from 2 to 16, got {bits!r:.40}")

@@ -401,9 +401,7 @@ def _add(op: Add, inputs) -> np.ndarray:
 def _average(op: AvgPool, inputs) -> np.ndarray:
     codes = np.ascontiguousarray(inputs[0])
     out = _pool.take((len(codes), *op.layout), op.dtype)
-    kernels.average_pool(
-        codes, op.kernel, op.stride, op.padding, op.m0, op.shift, *op.range, out
-    )
+    kernels.average_pool(codes, op.kernel, op.stride, op.padding, op.m0, op.shift, *op.range, out)
     return out
 
 

@@ -95,19 +95,31 @@ def quantise(
     codes: list[_Code] = []
     for i, node in enumerate(graph.nodes):
         if owners[i] != i:
-            codes.append(codes[owners[i]] if node.kind != "relu" else _relu_code(codes[owners[i]], unsigned))
+            codes.append(
+                codes[owners[i]] if node.kind != "relu" else _relu_code(codes[owners[i]], unsigned)
+            )
             continue
         given = own.tensors.get(node.name)
         signed = not (unsigned and _never_negative(graph, node, codes, seen[i]))
         if given is not None:
-            codes.append(_Code(given.scale, signed if given.signed is None else given.signed, given.bits or accel_bits))
+            codes.append(
+                _Code(
+                    given.scale,
+                    signed if given.signed is None else given.signed,
+                    given.bits or accel_bits,
+                )
+            )
             continue
         if node.kind == "concat":
             parts = [codes[j] for j in node.inputs]
-            codes.append(_Code(max(c.scale for c in parts), any(c.signed for c in parts), accel_bits))
+            codes.append(
+                _Code(max(c.scale for c in parts), any(c.signed for c in parts), accel_bits)
+            )
             continue
         codes.append(_Code(_clip(seen[i], accel_bits, signed, scales), signed, accel_bits))
-    build = _Builder(graph, codes, seen, own, accel_bits, acc_bits, per_channel, scales, bias_correction)
+    build = _Builder(
+        graph, codes, seen, own, accel_bits, acc_bits, per_channel, scales, bias_correction
+    )
     ops = tuple(build.op(i, node) for i, node in enumerate(graph.nodes))
     return P.Program(ops, acc_bits, graph.notes)
 

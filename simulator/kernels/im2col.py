@@ -11,17 +11,16 @@ from fsim.jit import kernel, parallel_kernel, prange
 
 
 @parallel_kernel
-def im2col(codes, kernel_hw, stride, padding, dilation, offset, out):
+def im2col(codes, window, stride, padding, dilation, fill, out):
     """Rows of a convolution's GEMM.
 
     codes    (n, h, w, c) integer codes
-    padding  (left, top); outside the map the code is 0
-    offset   added to every entry, padding included (0, or -128 to make unsigned
-             8-bit codes signed)
-    out      (n * oh * ow, kh * kw * c) of any number type, overwritten; oh and ow
-             are given by `shape` = out.shape through (oh, ow) = kernel_hw[2:]
+    window   (kh, kw, oh, ow): size of the kernel and of the output
+    padding  (left, top)
+    fill     code outside the map
+    out      (n * oh * ow, kh * kw * c), type as codes, overwritten
     """
-    kh, kw, oh, ow = kernel_hw
+    kh, kw, oh, ow = window
     sh, sw = stride
     left, top = padding
     dh, dw = dilation
@@ -38,12 +37,10 @@ def im2col(codes, kernel_hw, stride, padding, dilation, offset, out):
                     source_x = x * sw - left + j * dw
                     if source_y < 0 or source_y >= h or source_x < 0 or source_x >= w:
                         for k in range(c):
-                            out[row, column + k] = offset
+                            out[row, column + k] = fill
                     else:
                         for k in range(c):
-                            out[row, column + k] = (
-                                np.int64(codes[image, source_y, source_x, k]) + offset
-                            )
+                            out[row, column + k] = codes[image, source_y, source_x, k]
                     column += c
 
 
@@ -51,7 +48,7 @@ def im2col(codes, kernel_hw, stride, padding, dilation, offset, out):
 def convolve(codes, weight, stride, padding, dilation, groups, out):
     """Convolution by loops in int64: the slow path that takes everything.
 
-    codes    (n, h, w, c) integer codes
+    codes    (n, h, w, c) int64 codes
     weight   (o, kh, kw, c / groups) int64
     padding  (left, top)
     out      (n, oh, ow, o) int64, overwritten
@@ -79,15 +76,14 @@ def convolve(codes, weight, stride, padding, dilation, groups, out):
                             continue
                         for k in range(per_group):
                             total += (
-                                np.int64(codes[image, source_y, source_x, first + k])
-                                * weight[f, i, j, k]
+                                codes[image, source_y, source_x, first + k] * weight[f, i, j, k]
                             )
                 out[image, y, x, f] = total
 
 
 @parallel_kernel
 def matmul(a, b, out):
-    """out[i] = a[i] b[i] in int64; a (s, m, k), b (s, k, p), out (s, m, p) int64."""
+    """out[i] = a[i] b[i] in int64; a (s, m, k), b (s, k, p), out (s, m, p), all int64."""
     s, m, k = a.shape
     p = b.shape[2]
     for line in prange(s * m):
@@ -96,9 +92,9 @@ def matmul(a, b, out):
         for j in range(p):
             out[i, r, j] = 0
         for q in range(k):
-            x = np.int64(a[i, r, q])
+            x = a[i, r, q]
             for j in range(p):
-                out[i, r, j] += x * np.int64(b[i, q, j])
+                out[i, r, j] += x * b[i, q, j]
 
 
 @kernel
@@ -118,9 +114,7 @@ def shift_and_pad(codes, border, offset, out):
             for x in range(full_w):
                 if inside and left <= x < left + w:
                     for k in range(c):
-                        out[image, y, x, k] = (
-                            np.int32(codes[image, y - top, x - left, k]) + offset
-                        )
+                        out[image, y, x, k] = np.int32(codes[image, y - top, x - left, k]) + offset
                 else:
                     for k in range(c):
                         out[image, y, x, k] = offset
