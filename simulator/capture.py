@@ -36,6 +36,7 @@ class Node:
     shape   of its output without the batch
     params  by kind: weights (float32 tensors), strides, the host function, ...
     relu    None, or the upper end of a fused ReLU (infinity, 6 for ReLU6)
+    is_map  three axes are a feature map's; False for stacks of matrices
     """
 
     name: str
@@ -44,6 +45,7 @@ class Node:
     shape: tuple[int, ...]
     params: dict[str, Any] = field(default_factory=dict)
     relu: float | None = None
+    is_map: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,7 @@ def capture(model: nn.Module, example: np.ndarray | Tensor) -> Graph:
         )
     nodes, notes = draft.nodes[: draft.result + 1], []
     nodes = _drop_tail(nodes, notes)
-    for simplify in (_fold_batch_norm, _fold_relu, _fold_padding):
+    for simplify in (_fold_batch_norm, _fold_relu, _fold_padding, _order_stacks):
         nodes = _used(simplify(nodes))
     return Graph(tuple(nodes), tuple(notes))
 
@@ -345,6 +347,43 @@ def _fold_padding(nodes: list[Node]) -> list[Node]:
         padding = tuple(a + b for a, b in zip(own, (left, right, top, bottom)))
         nodes[i] = _with(node, inputs=pad.inputs, params={**node.params, "padding": padding})
     return nodes
+
+
+def _order_stacks(nodes: list[Node]) -> list[Node]:
+    """Stacks of matrices keep the network's order, feature maps go channels last.
+
+    A matmul of three-axis tensors reads and makes stacks. The host can make either;
+    where an operation meets the other kind, a move that changes only the order is
+    put before it.
+    """
+    readers: list[set[str]] = [set() for _ in nodes]
+    for node in nodes:
+        for i in node.inputs:
+            readers[i].add(node.kind)
+    made: list[Node] = []
+    index: list[int] = []  # old node -> its place in `made`
+    moved: dict[tuple[int, bool], int] = {}
+    for old, node in enumerate(nodes):
+        inputs = []
+        for i in (index[j] for j in node.inputs):
+            source, wanted = made[i], node.kind != "matmul"
+            if len(source.shape) == 3 and node.kind != "host" and source.is_map != wanted:
+                if (i, wanted) not in moved:
+                    name = f"{source.name}.{'map' if wanted else 'stack'}"
+                    params = {"function": _unchanged, "what": "reorder", "moves": True}
+                    made.append(Node(name, "host", (i,), source.shape, params, is_map=wanted))
+                    moved[i, wanted] = len(made) - 1
+                i = moved[i, wanted]
+            inputs.append(i)
+        stack = node.kind == "matmul" or (node.kind == "host" and readers[old] == {"matmul"})
+        is_map = not (stack and len(node.shape) == 3)
+        index.append(len(made))
+        made.append(_with(node, inputs=tuple(inputs), is_map=is_map))
+    return made
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 # --- the graph in float ------------------------------------------------------------------

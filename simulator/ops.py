@@ -1,14 +1,15 @@
 """The operations of the integer network, as data (`program.py` runs them).
 
 A `Program` is data. Each operation makes one tensor of codes; operation 0 is the
-input. Between operations codes are numpy arrays: feature maps (n, h, w, c), C-
-contiguous; anything that is not (c, h, w) in the network's own terms keeps its
+input. Between operations codes are C-contiguous numpy arrays: feature maps
+(n, h, w, c); anything that is not (c, h, w) in the network's own terms keeps its
 order, (n, f) or (n, t, f). Where an operation states its `shape` it is the
 network's, without the batch: (c, h, w) or (f,).
 
-The last operation is on the array. Its accumulators, bias included, are the
-result of the network: "the last integer tensor". Multiplied by the dequantising
-scale of each class they are the logits.
+The last operation is as a rule on the array. Then its accumulators, bias
+included, are the result of the network: "the last integer tensor". Multiplied by
+the dequantising scale of each class they are the logits. A network that ends
+elsewhere, on a pool say, gives that operation's codes.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Op:
     shape   of its output in the network's terms, without the batch
     bits, signed, scale
             of its output codes: real value = code * scale
+    is_map  a three-axis output is a feature map, held channels last; False for
+            stacks of matrices (attention heads), held in the network's order
     """
 
     index: int
@@ -57,6 +60,7 @@ class Op:
     bits: int
     signed: bool
     scale: float
+    is_map: bool = True
 
     is_array: ClassVar[bool] = False
     """Runs on the MAC array."""
@@ -75,7 +79,12 @@ class Op:
     @property
     def layout(self) -> tuple[int, ...]:
         """Shape of its codes as held, without the batch: maps are channels last."""
-        return (*self.shape[1:], self.shape[0]) if len(self.shape) == 3 else self.shape
+        return (*self.shape[1:], self.shape[0]) if self.channels_last else self.shape
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the codes are held in another order than the network's."""
+        return self.is_map and len(self.shape) == 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -108,7 +108,8 @@ class Result:
     """What a run gives.
 
     logits    (n, classes) float32: acc times the dequantising scale
-    acc       (n, classes) int64: the last accumulators, bias included, wrapped
+    acc       (n, classes) int64: the last accumulators, bias included, wrapped; of a
+              network that does not end on the array, its last codes
     kept      operation index -> codes (n, *op.layout), as they were after any fault
     kept_acc  array operation index -> exact sums without bias, int64, (n, *op.layout)
     """
@@ -256,11 +257,15 @@ def _run_part(program, images, hooks, first, codes, keep, keep_acc) -> Result:
             out = _input(op, images)
             owned[op.index] = out
         else:
-            out = _OTHER[type(op)](op, inputs)
+            sources = tuple(program.ops[i] for i in op.inputs)
+            out = _OTHER[type(op)](op, inputs, sources)
             if op.stores or isinstance(op, Pad):
                 owned[op.index] = out
         if hooks is not None and op.stores:
             hooks.stored(op, out)
+        if op is last:
+            final = np.ascontiguousarray(_natural(out, op), np.int64).reshape(len(out), -1)
+            result = final.astype(np.float32) * np.float32(op.scale), final
         codes[op.index] = out
         if op.index in keep:
             kept[op.index] = out.copy()
@@ -291,9 +296,8 @@ def _sums(program: Program, op: ArrayOp, inputs: tuple[np.ndarray, ...]) -> np.n
     raw = program.ready(op).exact.raw
     if isinstance(op, Conv):
         return raw(np.ascontiguousarray(inputs[0]))
-    shapes = [program.ops[i].shape for i in op.inputs]
-    rows = (np.ascontiguousarray(_natural(c, len(s))) for c, s in zip(inputs, shapes))
-    return np.ascontiguousarray(_held(raw(*rows), len(op.shape)))
+    # Linear and matmul read no channels-last map (`capture` sees to that).
+    return raw(*(np.ascontiguousarray(c) for c in inputs))
 
 
 def _array(program, op, inputs, hooks, sums) -> np.ndarray:
@@ -351,10 +355,7 @@ def _last(program, op, inputs, hooks, sums) -> tuple[np.ndarray, np.ndarray]:
     shift = 64 - program.acc_bits
     final = (final << shift) >> shift
     logits = final.astype(np.float32) * op.multiplier
-    ndim = len(op.shape)
-    return tuple(
-        np.ascontiguousarray(_natural(v, ndim)).reshape(len(v), -1) for v in (logits, final)
-    )
+    return tuple(np.ascontiguousarray(_natural(v, op)).reshape(len(v), -1) for v in (logits, final))
 
 
 def _offset(ready) -> np.ndarray | int:
@@ -371,17 +372,17 @@ def _pieces(size: int) -> int:
     return 1 if size < 1 << 15 else kernels.threads()
 
 
-def _natural(codes: np.ndarray, ndim: int) -> np.ndarray:
-    """As held -> (n, *shape), the network's own order."""
-    return codes.transpose(0, 3, 1, 2) if ndim == 3 else codes
+def _natural(codes: np.ndarray, op: Op) -> np.ndarray:
+    """Output of `op` as held -> (n, *shape), the network's own order."""
+    return codes.transpose(0, 3, 1, 2) if op.channels_last else codes
 
 
-def _held(values: np.ndarray, ndim: int) -> np.ndarray:
-    """(n, *shape) -> as held."""
-    return values.transpose(0, 2, 3, 1) if ndim == 3 else values
+def _held(values: np.ndarray, op: Op) -> np.ndarray:
+    """(n, *shape) -> output of `op` as held."""
+    return values.transpose(0, 2, 3, 1) if op.channels_last else values
 
 
-def _add(op: Add, inputs) -> np.ndarray:
+def _add(op: Add, inputs, sources) -> np.ndarray:
     a, b = (np.ascontiguousarray(c) for c in inputs)
     out = _pool.take(a.shape, op.dtype)
     flat = a.reshape(-1), b.reshape(-1)
@@ -398,60 +399,62 @@ def _add(op: Add, inputs) -> np.ndarray:
     return out
 
 
-def _average(op: AvgPool, inputs) -> np.ndarray:
+def _average(op: AvgPool, inputs, sources) -> np.ndarray:
     codes = np.ascontiguousarray(inputs[0])
     out = _pool.take((len(codes), *op.layout), op.dtype)
     kernels.average_pool(codes, op.kernel, op.stride, op.padding, op.m0, op.shift, *op.range, out)
     return out
 
 
-def _maximum(op: MaxPool, inputs) -> np.ndarray:
+def _maximum(op: MaxPool, inputs, sources) -> np.ndarray:
     codes = np.ascontiguousarray(inputs[0])
     out = _pool.take((len(codes), *op.layout), op.dtype)
     kernels.max_pool(codes, op.kernel, op.stride, op.padding, op.dilation, out)
     return out
 
 
-def _relu(op: Relu, inputs) -> np.ndarray:
+def _relu(op: Relu, inputs, sources) -> np.ndarray:
     return np.clip(inputs[0].astype(np.int64), op.lo, op.hi).astype(op.dtype)
 
 
-def _flatten(op: Flatten, inputs) -> np.ndarray:
+def _flatten(op: Flatten, inputs, sources) -> np.ndarray:
     codes = inputs[0]
-    return np.ascontiguousarray(_natural(codes, codes.ndim - 1)).reshape(len(codes), *op.shape)
+    return np.ascontiguousarray(_natural(codes, sources[0])).reshape(len(codes), *op.shape)
 
 
-def _pad(op: Pad, inputs) -> np.ndarray:
+def _pad(op: Pad, inputs, sources) -> np.ndarray:
     out = _pool.take((len(inputs[0]), *op.layout), op.dtype)
     out[...] = 0
-    inner = _natural(out, len(op.shape))
+    inner = _natural(out, op)
     ends = (slice(a, n - b) for (a, b), n in zip(op.amount, op.shape))
-    inner[(slice(None), *ends)] = _natural(inputs[0], len(op.shape))
+    inner[(slice(None), *ends)] = _natural(inputs[0], sources[0])
     return out
 
 
-def _slice(op: Slice, inputs) -> np.ndarray:
-    cut = _natural(inputs[0], inputs[0].ndim - 1)[(slice(None), *op.slices)]
-    return _held(cut, len(op.shape))
+def _slice(op: Slice, inputs, sources) -> np.ndarray:
+    return _held(_natural(inputs[0], sources[0])[(slice(None), *op.slices)], op)
 
 
-def _concat(op: Concat, inputs) -> np.ndarray:
+def _concat(op: Concat, inputs, sources) -> np.ndarray:
     parts = []
-    for codes, m0 in zip(inputs, op.m0):
+    for codes, source, m0 in zip(inputs, sources, op.m0):
         if m0 is not None:
             flat = np.ascontiguousarray(codes)
             codes = np.empty(flat.shape, op.dtype)
             kernels.rescale(flat.reshape(-1), m0, op.shift, *op.range, codes.reshape(-1))
-        parts.append(_natural(codes, len(op.shape)))
+        parts.append(_natural(codes, source))
     joined = np.concatenate(parts, axis=op.axis + 1)
-    return np.ascontiguousarray(_held(joined, len(op.shape)), op.dtype)
+    return np.ascontiguousarray(_held(joined, op), op.dtype)
 
 
-def _host(op: Host, inputs) -> np.ndarray:
+def _host(op: Host, inputs, sources) -> np.ndarray:
     scales = [np.float32(1.0 if op.moves else s) for s in op.in_scales]
     inverse = np.float32(1.0 if op.moves else 1.0 / op.scale)
     lo, hi = op.range
-    naturals = [_natural(c, c.ndim - 1).astype(np.float32) * s for c, s in zip(inputs, scales)]
+    naturals = [
+        _natural(codes, source).astype(np.float32) * scale
+        for codes, source, scale in zip(inputs, sources, scales)
+    ]
     out = np.empty((len(inputs[0]), *op.shape), op.dtype)
     before = torch.get_num_threads()
     # One image and one thread at a time: float results may not depend on either.
@@ -463,7 +466,7 @@ def _host(op: Host, inputs) -> np.ndarray:
             codes = np.clip(np.rint(values * inverse), lo, hi)
             out[i] = np.nan_to_num(codes, nan=0.0).astype(op.dtype)
     torch.set_num_threads(before)
-    return np.ascontiguousarray(_held(out, len(op.shape)))
+    return np.ascontiguousarray(_held(out, op))
 
 
 _OTHER = {

@@ -287,7 +287,7 @@ class _Builder:
         code = self.codes[i]
         common = {
             "index": i, "name": node.name, "inputs": node.inputs, "shape": node.shape,
-            "bits": code.bits, "signed": code.signed, "scale": code.scale,
+            "bits": code.bits, "signed": code.signed, "scale": code.scale, "is_map": node.is_map,
         }  # fmt: skip
         p = node.params
         match node.kind:
