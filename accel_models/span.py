@@ -82,7 +82,7 @@ def faults_by_pe(
             )
         events[e] = (
             slots.get(component.name, NET),
-            row[T_FIRST],
+            max(row[T_FIRST], -1),  # nothing lies before the reset state
             row[T_FIRST] if effect == STATE else row[T_LAST],
             row[T_AND],
             row[T_OR],

@@ -69,12 +69,17 @@ def fault(index, row, col, kind, mask, effect, first, last) -> list[int]:
 
 
 def random_table(accel, rng, cycles: int, faults: int) -> np.ndarray:
-    """Faults of all components, kinds and durations, some on the same element and cycle."""
+    """Faults of all components, kinds and durations, half the time close to one another
+    in cycle and column, some on the same element and cycle."""
     table = []
+    close, anchor = rng.random() < 0.5, int(rng.integers(cycles))
+    column = int(rng.integers(accel.cols))
     for _ in range(faults):
         index, component = sites(accel)[rng.integers(len(sites(accel)))]
         effect = LEVEL if component.kind == "net" else int(rng.integers(2))
         first = int(rng.integers(-1 if effect == LEVEL else 0, cycles))
+        if close:
+            first = min(anchor + int(rng.integers(0, 4)), cycles - 1)
         last = first
         if effect == LEVEL:
             last = FOREVER if rng.random() < 0.3 else first + int(rng.integers(0, 8))
@@ -82,7 +87,8 @@ def random_table(accel, rng, cycles: int, faults: int) -> np.ndarray:
         if rng.random() < 0.5:
             mask = 1 << int(rng.integers(component.bits))
         kind = ("flip", "stuck0", "stuck1")[rng.integers(3)]
-        row, col = rng.integers(accel.rows), rng.integers(accel.cols)
+        row = rng.integers(accel.rows)
+        col = column if close else rng.integers(accel.cols)
         if table and rng.random() < 0.2:  # the order of rows matters only on one element
             index, row, col = table[-1][0], table[-1][1], table[-1][2]
             if accel.components[index].kind == "net":

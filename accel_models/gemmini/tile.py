@@ -298,7 +298,8 @@ def _collect_ws(at, b, dt, shape, widths, j, whole, n, count, phase, index, stre
     expected[:] = 0
     if not whole:
         if k0 == 0:
-            expected[:] = dt[col, index : index + count]
+            for q in range(count):
+                expected[q] = dt[col, index + q]
         for i in range(rows):
             tokens = at[k0 + i, index : index + count]
             multiply_add(expected, tokens, b[k0 + i, col], widths[0], widths[1])
@@ -340,7 +341,9 @@ def _output_stationary(
     if span[0] >= 0:
         for j in columns:
             _golden_column_os(a, bt, d, gold, span[0], j, rows, cols, length, want)
-            state[:, j, :] = want
+            for i in range(rows):
+                for r in range(7):
+                    state[i, j, r] = want[i, r]
     most = max(length, -span[1] + 1, span[3] - _start_of(tiles + 1, rows, length))
     a_streams = np.zeros((rows, most), np.int64)
     streams = np.zeros((4, most), np.int64)
@@ -442,7 +445,9 @@ def _weight_stationary(at, b, dt, shape, widths, columns, events, pe_start, span
     if span[0] >= 0:
         for j in columns:
             _golden_column_ws(at, b, dt, span[0], j, rows, cols, length, widths, want)
-            state[:, j, :] = want
+            for i in range(rows):
+                for r in range(7):
+                    state[i, j, r] = want[i, r]
     most = max(length, -span[1] + 1, span[3] - _start_of(tiles, rows, length))
     a_streams = np.zeros((rows, most), np.int64)
     streams = np.zeros((4, most), np.int64)

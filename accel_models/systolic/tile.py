@@ -74,11 +74,10 @@ def force(state, events, lo, hi, t):
 @kernel
 def force_net(product, events, lo, hi, t):
     """The product that clock edge t captures, with the faults of one PE on the net."""
-    if t >= 0:
-        for e in range(lo, hi):
-            if events[e, E_SLOT] == NET and events[e, E_FIRST] <= t <= events[e, E_LAST]:
-                value = ((product & events[e, E_AND]) | events[e, E_OR]) ^ events[e, E_XOR]
-                product = wrap(value, events[e, E_BITS])
+    for e in range(lo, hi):
+        if events[e, E_SLOT] == NET and events[e, E_FIRST] <= t <= events[e, E_LAST]:
+            value = ((product & events[e, E_AND]) | events[e, E_OR]) ^ events[e, E_XOR]
+            product = wrap(value, events[e, E_BITS])
     return product
 
 
@@ -130,12 +129,16 @@ def add_columns(at, b, first, last, n0, columns, product_bits, acc_bits, acc):
 
     at   (k, m) int64, A transposed; b (k, n) int64; acc (m, >= columns) int64
     """
-    sums = np.zeros(at.shape[1], np.int64)
+    # Copies by hand: numba's slice assignment takes seconds to compile.
+    m = at.shape[1]
+    sums = np.zeros(m, np.int64)
     for j in columns:
-        sums[:] = acc[:, j]
+        for row in range(m):
+            sums[row] = acc[row, j]
         for k in range(first, last):
             multiply_add(sums, at[k], b[k, n0 + j], product_bits, acc_bits)
-        acc[:, j] = sums
+        for row in range(m):
+            acc[row, j] = sums[row]
 
 
 @kernel
