@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import json
 import lzma
 import pickle
 import struct
@@ -702,3 +703,39 @@ def test_official_downloads_unpack_to_what_the_loader_reads():
         assert name in published.PUBLISHED[name].folders
         for split in ("train", "test"):
             assert any(set(form.files(split)) & names for form in forms)
+
+
+# --- fsim data ---
+
+
+def run(*arguments):
+    from click.testing import CliRunner
+
+    from fsim.cli import main
+
+    return CliRunner().invoke(main, ["data", *arguments])
+
+
+def test_data_list_tells_what_is_where(tmp_path):
+    (tmp_path / "here" / "cifar10").mkdir(parents=True)
+    (tmp_path / "here" / "cifar10" / "test_batch.bin").write_bytes(binary(*made_up(0)))
+    result = run("list", "--json", "--data-dir", str(tmp_path / "here"))
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == [
+        {"name": "digits", "train": "the package", "test": "the package"},
+        {"name": "cifar10", "train": None, "test": str(tmp_path / "here" / "cifar10")},
+        {"name": "fashion-mnist", "train": None, "test": None},
+    ]
+    assert "not here" in run("list").stdout
+
+
+def test_data_fetch_downloads_once_and_fails_in_one_line(server, monkeypatch, tmp_path):
+    downloads = table_for(server, b"content", name="t.gz")
+    monkeypatch.setitem(fetch.DOWNLOADS, "cifar10", downloads["cifar10"])
+    first = run("fetch", "cifar10", "--data-dir", str(tmp_path))
+    assert first.exit_code == 0
+    assert first.stdout == f"{tmp_path / 'cifar10' / 't.gz'}\n"
+    again = run("fetch", "cifar10", "--data-dir", str(tmp_path))
+    assert (again.exit_code, again.stdout) == (0, "") and server.asked == 1
+    bad = run("fetch", "mnist")
+    assert bad.exit_code == 2 and bad.stderr.count("\n") == 1 and "fashion-mnist" in bad.stderr
