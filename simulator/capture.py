@@ -184,7 +184,7 @@ def _method(name: str) -> Callable:
     return call
 
 
-_MOVES = {"permute", "transpose", "reshape", "view", "contiguous", "expand", "unsqueeze",
+_MOVES = {"flatten", "unflatten", "narrow", "select", "permute", "transpose", "reshape", "view", "contiguous", "expand", "unsqueeze",
           "squeeze", "getitem", "chunk", "split", "movedim", "swapaxes", "t", "repeat"}  # fmt: skip
 
 

@@ -7,8 +7,11 @@ the same bits for any number of threads and any batch size. Faults enter through
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -69,7 +72,7 @@ __all__ = [
     "with_weights",
 ]
 
-CHUNK = 64
+CHUNK = 128
 """Images that go through the network together when no hooks are given."""
 
 
@@ -145,21 +148,30 @@ class _Pool(threading.local):
 _pool = _Pool()
 
 
-class _Threads:
-    """Torch and numba on `count` threads inside a with block; None leaves both."""
+@contextmanager
+def _threads(count: int):
+    """Torch and numba on `count` threads; the settings of before come back."""
+    before = torch.get_num_threads(), kernels.threads()
+    if count != before[0]:
+        torch.set_num_threads(count)
+    kernels.set_threads(count)
+    try:
+        yield
+    finally:
+        # Always: a worker that started meanwhile has set MKL's threads for everyone.
+        torch.set_num_threads(before[0])
+        kernels.set_threads(before[1])
 
-    def __init__(self, count: int | None):
-        self.count = count
 
-    def __enter__(self):
-        if self.count is not None:
-            self.before = torch.get_num_threads(), kernels.set_threads(self.count)
-            torch.set_num_threads(self.count)
+def _one_thread() -> None:
+    """Start a worker: what it calls runs on the worker itself."""
+    torch.set_num_threads(1)
+    kernels.set_threads(1)
 
-    def __exit__(self, *_):
-        if self.count is not None:
-            torch.set_num_threads(self.before[0])
-            kernels.set_threads(self.before[1])
+
+@functools.lru_cache(maxsize=4)
+def _workers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "fsim-run", initializer=_one_thread)
 
 
 def run(
@@ -182,7 +194,7 @@ def run(
              them; `images` is then not needed
     keep     operations whose codes are returned; keep_acc the same for sums
     threads  None leaves torch's and numba's settings
-    chunk    images that go through together (default: 64, with hooks all of them)
+    chunk    images that go through together (default: up to 128, with hooks all of them)
 
     Raises ConfigError if the images do not fit the network or are not finite.
     """
@@ -195,15 +207,26 @@ def run(
         if missing:
             raise ConfigError(f"start={first} needs the codes of operations {missing} as well")
         count = len(next(iter(given.values())))
-    step = chunk or (CHUNK if hooks is None else max(count, 1))
-    parts = []
-    with _Threads(threads):
-        for begin in range(0, max(count, 1), step):
-            part = slice(begin, begin + step)
-            codes = {i: array[part] for i, array in given.items()}
-            source = images[part] if first == 0 else None
-            parts.append(_run_part(program, source, hooks, first, codes, set(keep), set(keep_acc)))
-    _pool.trim()
+    wanted = threads or torch.get_num_threads()
+    step = chunk or (_step(count, wanted) if hooks is None else max(count, 1))
+
+    def part(begin: int) -> Result:
+        piece = slice(begin, begin + step)
+        codes = {i: array[piece] for i, array in given.items()}
+        source = images[piece] if first == 0 else None
+        return _run_part(program, source, hooks, first, codes, set(keep), set(keep_acc))
+
+    begins = range(0, max(count, 1), step)
+    if hooks is None and wanted > 1 and len(begins) > 1:
+        for op in program.array_ops:
+            program.ready(op)  # packed once, here, and not by two workers at a time
+        # One thread takes images through the whole network: no barrier between
+        # operations, where a thread that another job holds up would stop the rest.
+        with _threads(wanted):  # a worker's start may change torch's own setting
+            parts = list(_workers(wanted).map(part, begins))
+    else:
+        with _threads(wanted):
+            parts = [part(begin) for begin in begins]
     if len(parts) == 1:
         return parts[0]
     return Result(
@@ -212,6 +235,12 @@ def run(
         {i: np.concatenate([p.kept[i] for p in parts]) for i in parts[0].kept},
         {i: np.concatenate([p.kept_acc[i] for p in parts]) for i in parts[0].kept_acc},
     )
+
+
+def _step(count: int, threads: int) -> int:
+    """Images a chunk: at most CHUNK, and a whole number of rounds for all threads."""
+    rounds = max(1, -(-count // (CHUNK * threads)))
+    return max(1, -(-count // (rounds * threads)))
 
 
 def _checked_images(program: Program, images: np.ndarray | None) -> np.ndarray:
@@ -275,6 +304,7 @@ def _run_part(program, images, hooks, first, codes, keep, keep_acc) -> Result:
                 _pool.give(owned.pop(i))
     for array in owned.values():
         _pool.give(array)
+    _pool.trim()
     return Result(*result, kept, kept_acc)
 
 
@@ -386,9 +416,9 @@ def _add(op: Add, inputs, sources) -> np.ndarray:
     a, b = (np.ascontiguousarray(c) for c in inputs)
     out = _pool.take(a.shape, op.dtype)
     flat = a.reshape(-1), b.reshape(-1)
-    most = max(abs(op.m0), abs(op.m1)) << (max(8 * a.itemsize, 8 * b.itemsize) + 1)
-    if most + (1 << op.shift) < 2**31:
-        numbers = (np.int32(v) for v in (op.m0, op.m1, op.shift, op.lo, op.hi))
+    largest = (max(map(abs, source.range)) for source in sources)
+    if sum(abs(m) * code for m, code in zip((op.m0, op.m1), largest)) <= 2**24:
+        numbers = (np.float32(v) for v in (op.m0, op.m1, 2.0**-op.shift, op.lo, op.hi))
         pieces = _pieces(a.size)
         if pieces == 1:
             kernels.add_narrow(*flat, *numbers, out.reshape(-1))

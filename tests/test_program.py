@@ -86,8 +86,10 @@ def build(name: str, **options):
     """(model, images, graph, program) of a seeded random network."""
     torch.manual_seed(3)
     model, shape = {
-        "mobile": (Mobile, (3, 13, 12)), "odd": (Odd, (2, 8, 7)), "attention": (Attention, (3, 6, 6)),
-    }[name]  # fmt: skip
+        "mobile": (Mobile, (3, 13, 12)),
+        "odd": (Odd, (2, 8, 7)),
+        "attention": (Attention, (3, 6, 6)),
+    }[name]
     model = model()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -25,24 +25,6 @@ def tiled(vector: np.ndarray) -> np.ndarray:
 
 
 @kernel
-def _requantise_float_range(acc, bias, multiplier, lo, hi, out, begin, end):
-    length = bias.size
-    for base in range(begin, end, length):
-        if base + length <= end:
-            for j in range(length):
-                v = (acc[base + j] + bias[j]) * multiplier[j]
-                v = v if v > lo else lo
-                v = v if v < hi else hi
-                out[base + j] = np.int32(np.rint(v))
-        else:
-            for j in range(end - base):
-                v = (acc[base + j] + bias[j]) * multiplier[j]
-                v = v if v > lo else lo
-                v = v if v < hi else hi
-                out[base + j] = np.int32(np.rint(v))
-
-
-@kernel
 def requantise_float(acc, bias, multiplier, lo, hi, out):
     """Codes from accumulators held in float32 where |acc| + |bias| <= 2^24.
 
@@ -54,7 +36,22 @@ def requantise_float(acc, bias, multiplier, lo, hi, out):
                 gives the same code because both are integers
     out         (r * o,) integer codes, overwritten
     """
-    _requantise_float_range(acc, bias, multiplier, lo, hi, out, 0, acc.size)
+    length = bias.size
+    whole = acc.size // length
+    # Loops from 0 only: an index that may be negative keeps them from becoming vectors.
+    for t in range(whole):
+        base = t * length
+        for j in range(length):
+            v = (acc[base + j] + bias[j]) * multiplier[j]
+            v = v if v > lo else lo
+            v = v if v < hi else hi
+            out[base + j] = np.int32(np.rint(v))
+    base = whole * length
+    for j in range(acc.size - base):
+        v = (acc[base + j] + bias[j]) * multiplier[j]
+        v = v if v > lo else lo
+        v = v if v < hi else hi
+        out[base + j] = np.int32(np.rint(v))
 
 
 @parallel_kernel
@@ -65,7 +62,7 @@ def requantise_float_parallel(acc, bias, multiplier, lo, hi, out, chunks):
     for chunk in prange(chunks):
         begin = min(chunk * grain, acc.size)
         end = min(begin + grain, acc.size)
-        _requantise_float_range(acc, bias, multiplier, lo, hi, out, begin, end)
+        requantise_float(acc[begin:end], bias, multiplier, lo, hi, out[begin:end])
 
 
 @kernel
@@ -119,43 +116,36 @@ def _round_shift(value, shift):
 
 
 @kernel
-def _add_range(a, b, m0, m1, shift, lo, hi, out, begin, end):
-    # int32 throughout: the caller has proved that nothing reaches 2^31.
-    half = np.int32((1 << (shift - 1)) - 1)
-    one = np.int32(1)
-    for i in range(begin, end):
-        v = np.int32(np.int32(a[i]) * m0) + np.int32(np.int32(b[i]) * m1)
-        v = np.int32(v)
-        v = np.int32(np.int32(v + np.int32(np.int32(v >> shift) & one)) + half) >> shift
-        v = np.int32(v)
+def add_narrow(a, b, m0, m1, scale, lo, hi, out):
+    """Residual addition: clamp(round_half_even((m0 a + m1 b) / 2^shift)) in float32.
+
+    a, b    (n,) integer codes;  m0, m1, lo, hi float32 holding integers
+    scale   float32, 2^-shift
+    out     (n,) integer codes, overwritten
+    Only where |m0 a| + |m1 b| <= 2^24 for every code: then products, sum and scaling
+    by a power of two are exact, and rint rounds the true value. Vectors of float32
+    multiply several times faster than those of int32.
+    """
+    for i in range(a.size):
+        v = (np.float32(a[i]) * m0 + np.float32(b[i]) * m1) * scale
         v = v if v > lo else lo
         v = v if v < hi else hi
-        out[i] = v
-
-
-@kernel
-def add_narrow(a, b, m0, m1, shift, lo, hi, out):
-    """Residual addition: clamp(round_half_even((m0 a + m1 b) / 2^shift)) in int32.
-
-    a, b    (n,) integer codes;  m0, m1, shift, lo, hi int32
-    out     (n,) integer codes, overwritten
-    Only where |m0 a| + |m1 b| + 2^shift < 2^31 for every code.
-    """
-    _add_range(a, b, m0, m1, shift, lo, hi, out, 0, a.size)
+        out[i] = np.int32(np.rint(v))
 
 
 @parallel_kernel
-def add_narrow_parallel(a, b, m0, m1, shift, lo, hi, out, chunks):
+def add_narrow_parallel(a, b, m0, m1, scale, lo, hi, out, chunks):
     """As `add_narrow`, in `chunks` pieces on the threads numba has."""
     grain = -(-a.size // chunks)
     for chunk in prange(chunks):
         begin = min(chunk * grain, a.size)
-        _add_range(a, b, m0, m1, shift, lo, hi, out, begin, min(begin + grain, a.size))
+        end = min(begin + grain, a.size)
+        add_narrow(a[begin:end], b[begin:end], m0, m1, scale, lo, hi, out[begin:end])
 
 
 @parallel_kernel
 def add_wide(a, b, m0, m1, shift, lo, hi, out):
-    """As `add_narrow` in int64, for codes of any width up to 16 bits."""
+    """As `add_narrow` in int64 with `shift` itself, for codes of any width up to 16 bits."""
     for i in prange(a.size):
         v = _round_shift(np.int64(a[i]) * m0 + np.int64(b[i]) * m1, shift)
         out[i] = min(max(v, lo), hi)

@@ -1,0 +1,95 @@
+"""The clean integer network against torch's float32 inference of the same network.
+
+int8 ResNet-20, batch 128, as `program.run` does it (from float images to logits),
+and the torch module as a user has it: eval, inference_mode, in the faster of its
+two memory layouts. Runs alternate, so that both meet the same load; the figure
+is the ratio of medians. The network's speed does not depend on its weights: where
+no checkpoint is found they are random.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from fsim.errors import ConfigError
+from fsim.machine import load
+from fsim.nas.resnet import ResNet20
+from fsim.nas.zoo import load_model
+from fsim.simulator import exact, program
+from fsim.simulator.capture import capture
+from fsim.simulator.quantise import quantise
+
+BATCH = 128
+REPEATS = 15
+FLOOR, AIM = 0.5, 0.2
+
+
+def network() -> tuple[torch.nn.Module, str]:
+    """ResNet-20 in eval mode and where its weights are from."""
+    try:
+        loaded = load_model("resnet20")
+    except ConfigError:
+        torch.manual_seed(0)
+        return ResNet20().eval(), "random weights"
+    return loaded.model, "its checkpoint"
+
+
+def alternate(calls: dict[str, object], repeats: int = REPEATS) -> dict[str, float]:
+    """Median seconds of each call, the calls taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def main() -> None:
+    """Print milliseconds an image and the ratio, at 1 and 2 threads."""
+    model, source = network()
+    images = np.random.default_rng(0).normal(size=(BATCH, 3, 32, 32)).astype(np.float32)
+    integer = quantise(capture(model, images), images)
+    print(f"ResNet-20 ({source}), batch {BATCH}, medians of {REPEATS} alternating runs")
+    used: dict[str, int] = {}
+    for _, path in integer.paths():
+        used[path.name] = used.get(path.name, 0) + 1
+    print("exact paths: " + ", ".join(f"{name} x {count}" for name, count in used.items()))
+    for name, usable, why in exact.explain():
+        if not usable:
+            print(f"  {name} is not used: {why}")
+    plain = torch.from_numpy(images)
+    last = plain.contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with torch.inference_mode():
+            seconds = alternate(
+                {
+                    "fp32 channels first": lambda: model(plain),
+                    "fp32 channels last": lambda: model(last),
+                    "int8": lambda threads=threads: program.run(integer, images, threads=threads),
+                }
+            )
+        fastest = min(value for name, value in seconds.items() if name != "int8")
+        ratio = seconds["int8"] / fastest
+        verdict = (
+            "meets the aim" if ratio <= AIM else "within the floor" if ratio <= FLOOR else "SLOW"
+        )
+        figures = ", ".join(f"{k} {v / BATCH * 1e3:.3f}" for k, v in seconds.items())
+        print(f"{threads} thread(s): {figures} ms an image")
+        print(
+            f"  ratio {ratio:.2f}: {verdict} (floor {FLOOR}, aim {AIM}); "
+            f"load {load()[0] if load() else float('nan'):.2f}"
+        )
+    torch.set_num_threads(before)
+
+
+if __name__ == "__main__":
+    main()
