@@ -184,8 +184,12 @@ def _method(name: str) -> Callable:
     return call
 
 
-_MOVES = {"flatten", "unflatten", "narrow", "select", "permute", "transpose", "reshape", "view", "contiguous", "expand", "unsqueeze",
-          "squeeze", "getitem", "chunk", "split", "movedim", "swapaxes", "t", "repeat"}  # fmt: skip
+_MOVES = {
+    "chunk", "contiguous", "expand", "flatten", "getitem", "movedim", "narrow", "permute",
+    "repeat", "reshape", "select", "split", "squeeze", "swapaxes", "t", "transpose",
+    "unflatten", "unsqueeze", "view",
+}  # fmt: skip
+"""Functions and methods that move values and compute none."""
 
 
 def _host(node: fx.Node, function: Callable, args, kwargs):

@@ -265,7 +265,7 @@ def _onednn_conv(path: Path, problem: Problem) -> Callable:
             framed = np.empty((n, top + h + bottom, left + w + right, c), np.uint8)
             windows.shift_and_pad(codes, (left, top), path.shift, framed)
             codes = framed
-        x = torch.from_numpy(codes).permute(0, 3, 1, 2)
+        x = _tensor(codes).permute(0, 3, 1, 2)
         y = convolve(
             x, 1.0, 0, packed, scales, zeros, None, stride, padding, dilation, problem.groups,
             1.0, 0, torch.float32, "none", [], "",
@@ -278,9 +278,22 @@ def _onednn_conv(path: Path, problem: Problem) -> Callable:
 _TYPES = {"int_mm": torch.int8, "fp32": torch.float32, "fp64": torch.float64}
 
 
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A C-contiguous array as a tensor with the strides torch itself would give it.
+
+    Along an axis of one entry numpy may leave any stride. `torch._int_mm` believes
+    it and reads outside the array (torch 2.13, (8, 1) by (1, 8)).
+    """
+    strides, step = [], 1
+    for size in reversed(array.shape):
+        strides.append(step)
+        step *= size
+    return torch.from_numpy(array).as_strided(array.shape, strides[::-1])
+
+
 def _product(name: str, a: np.ndarray, b: torch.Tensor) -> np.ndarray:
     """(m, k) codes, shifted already, times (k, n) of the path's type."""
-    left = torch.from_numpy(a)
+    left = _tensor(a)
     if name == "int_mm":
         return torch._int_mm(left, b).numpy()
     if name == "fp32" and not _full_float32():
@@ -301,7 +314,7 @@ def _operand(codes: np.ndarray, path: Path) -> np.ndarray:
 def _linear(path: Path, weight: np.ndarray) -> Callable:
     right = np.ascontiguousarray(weight.T)
     if path.name != "int64":
-        packed = torch.from_numpy(right).to(_TYPES[path.name])
+        packed = _tensor(right).to(_TYPES[path.name])
 
     def raw(codes):
         rows = codes.reshape(-1, codes.shape[-1])
@@ -319,7 +332,7 @@ def _window_conv(path: Path, problem: Problem) -> Callable:
     o, c, kh, kw = problem.weight.shape
     columns = c * kh * kw
     right = problem.weight.transpose(2, 3, 1, 0).reshape(columns, o)
-    packed = torch.from_numpy(np.ascontiguousarray(right)).to(_TYPES[path.name])
+    packed = _tensor(np.ascontiguousarray(right)).to(_TYPES[path.name])
     left, _, top, _ = problem.padding
     out_dtype = {"int_mm": np.int32, "fp32": np.float32, "fp64": np.float64}[path.name]
 

@@ -203,6 +203,16 @@ def test_a_path_that_the_probe_finds_wrong_is_not_used(monkeypatch):
     assert chosen.name != first and "3 of 9 extreme products wrong" in chosen.reason
 
 
+@pytest.mark.parametrize(("m", "k", "n"), [(8, 1, 8), (1, 8, 1), (1, 1, 1), (5, 1, 1), (1, 1, 7)])
+def test_axes_of_one_entry_may_have_any_stride(m, k, n):
+    rng = np.random.default_rng(5)
+    codes = rng.integers(-128, 128, (k, m)).astype(np.int8).T  # strides of the transpose
+    weight = rng.integers(-128, 128, (k, n)).T
+    want = codes.astype(np.int64) @ weight.T
+    for name, prepared in provable(exact.Problem("linear", (-128, 127), weight)):
+        np.testing.assert_array_equal(prepared(codes).astype(np.int64), want, err_msg=name)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_probe_finds_no_wrong_product_on_usable_paths(threads):
     before = torch.get_num_threads()
@@ -212,7 +222,8 @@ def test_the_probe_finds_no_wrong_product_on_usable_paths(threads):
         rows = [row for row in exact.probe() if row[0] in usable]
     finally:
         torch.set_num_threads(before)
-    assert {"fp32", "fp64", "int64"} <= usable
+    vnni = torch.cpu._is_vnni_supported() and exact.isa_limit() is None
+    assert usable == set(exact.PATHS if vnni else ["fp32", "fp64", "int64"])
     assert all(cases >= 1000 and wrong == 0 for _, cases, wrong in rows)
 
 
