@@ -73,6 +73,12 @@ def capture(model: nn.Module, example: np.ndarray | Tensor) -> Graph:
             f"the network must be traceable by torch.fx, got {type(error).__name__}: {reason} "
             f"({type(model).__name__}.forward)"
         ) from error
+    placeholders = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
+    if len(placeholders) != 1:
+        raise MappingError(
+            f"the network must take one tensor, got {len(placeholders)} "
+            f"({type(model).__name__}.forward: {', '.join(placeholders)})"
+        )
     recorder = _Recorder(traced)
     try:
         with torch.no_grad():
@@ -101,6 +107,7 @@ class _Recorder(fx.Interpreter):
 
     def __init__(self, traced):
         super().__init__(traced, garbage_collect_values=False)
+        self.extra_traceback = False  # a shape that does not fit is the user's to mend
         self.values: dict[fx.Node, Any] = {}
 
     def run_node(self, node):
@@ -127,8 +134,6 @@ class _Draft:
             return
         value = self.values[node]
         if node.op == "placeholder":
-            if self.nodes:
-                raise MappingError(f"the network must take one tensor, got also {node.name!r}")
             self._append(node, Node(node.name, "input", (), tuple(value.shape[1:])))
             return
         if not isinstance(value, Tensor) or not any(n in self.index for n in node.all_input_nodes):

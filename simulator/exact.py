@@ -254,7 +254,7 @@ def _onednn_conv(path: Path, problem: Problem) -> Callable:
     o = len(problem.weight)
     scales, zeros = torch.ones(o), torch.zeros(o, dtype=torch.int64)
     packed = torch.ops.onednn.qconv_prepack(
-        torch.from_numpy(problem.weight.astype(np.int8)),
+        _tensor(np.ascontiguousarray(problem.weight, np.int8)),
         scales, 1.0, 0, stride, padding, dilation, problem.groups, None,
     )  # fmt: skip
     convolve = torch.ops.onednn.qconv_pointwise.default
@@ -378,7 +378,7 @@ def _matmul(name: str) -> Callable:
             windows.matmul(a.astype(np.int64), b.astype(np.int64), out)
         else:
             dtype = np.float32 if name == "fp32" and _full_float32() else np.float64
-            x, y = (torch.from_numpy(v.astype(dtype)) for v in (a, b))
+            x, y = (_tensor(np.ascontiguousarray(v, dtype)) for v in (a, b))
             out = torch.bmm(x, y).numpy()
         return out.reshape(*lead, m, p)
 

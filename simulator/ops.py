@@ -48,7 +48,8 @@ class Op:
     inputs  indices of the operations whose codes it reads, one per slot
     shape   of its output in the network's terms, without the batch
     bits, signed, scale
-            of its output codes: real value = code * scale
+            of its output codes: real value = code * scale (of a last operation on
+            the array, which makes no codes: 1)
     is_map  a three-axis output is a feature map, held channels last; False for
             stacks of matrices (attention heads), held in the network's order
     """

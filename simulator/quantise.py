@@ -117,6 +117,9 @@ def quantise(
             )
             continue
         codes.append(_Code(_clip(seen[i], accel_bits, signed, scales), signed, accel_bits))
+    if graph.nodes[-1].kind in ARRAY_KINDS:
+        # Its accumulators are the result; they are never made codes of a scale.
+        codes[-1] = _Code(1.0, True, accel_bits)
     build = _Builder(
         graph, codes, seen, own, accel_bits, acc_bits, per_channel, scales, bias_correction
     )
@@ -130,7 +133,7 @@ def quant_params(program: P.Program) -> dict[str, dict[str, Any]]:
     shared = (P.Flatten, P.Pad, P.Slice, P.MaxPool, P.Relu)
     for op in program.ops:
         derived = isinstance(op, shared) or (isinstance(op, P.Host) and op.moves)
-        if not derived and op is not program.ops[-1]:
+        if not derived and not (op.is_array and op is program.ops[-1]):
             found[op.name] = {"scale": op.scale, "signed": op.signed, "bits": op.bits}
         if isinstance(op, (P.Conv, P.Linear)):
             weight = {"scale": [float(s) for s in op.weight_scale], "bits": op.weight_bits}
@@ -167,8 +170,9 @@ def _owners(graph: Graph) -> list[int]:
 
 
 def _tensors(graph: Graph, owners: list[int]) -> set[str]:
-    last = len(graph.nodes) - 1
-    return {n.name for i, n in enumerate(graph.nodes) if owners[i] == i and i != last}
+    names = {node.name for i, node in enumerate(graph.nodes) if owners[i] == i}
+    last = graph.nodes[-1]
+    return names - {last.name} if last.kind in ARRAY_KINDS else names
 
 
 def _weights(graph: Graph) -> dict[str, int]:
@@ -347,8 +351,7 @@ class _Builder:
         return 0, _top(node.relu, self.codes[i].scale, hi)
 
     def _array(self, i: int, node: Node, common: dict) -> P.ArrayOp:
-        last = i == len(self.graph.nodes) - 1
-        out = 1.0 if last else self.codes[i].scale
+        out = self.codes[i].scale
         lo, hi = self._clamp(i, node)
         s_in = self.codes[node.inputs[0]].scale
         p = node.params
