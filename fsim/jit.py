@@ -29,6 +29,7 @@ def _kernel_sources() -> list[Path]:
     for root in roots:
         files += root.glob("simulator/kernels/*.py")
         files += root.glob("accel_models/plan.py")
+        files += root.glob("accel_models/span.py")
         files += root.glob("accel_models/*/tile.py")
     return sorted(set(files))
 

@@ -104,6 +104,7 @@ class Fault:
                flip: if given, the bit is inverted in every cycle of [cycle, last]
     word       address in a memory component
     image      index of the image; None means every image
+    layer      name of the layer, in a network; None means every layer
     """
 
     component: str
@@ -116,6 +117,7 @@ class Fault:
     last: int | None = None
     word: int | None = None
     image: int | None = None
+    layer: str | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:

@@ -118,8 +118,10 @@ def gemm(
             machine, plan, a, b, d, table, out, everything=not overflow_free(machine, a, b, d)
         )
     else:
-        module = machine.cycle if used == "reference" else machine.tile
-        out, waves = module.run(machine, a, b, d, table, waveform)
+        if used == "reference":
+            out, waves = machine.cycle.run(machine, a, b, d, table, waveform)
+        else:
+            out, waves = machine.tile.run(machine, a, b, d, table, waveform, clean=golden)
     changed = int(np.count_nonzero(out != golden))
     return GemmResult(out, cycles, changed == 0, waves, used, changed)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .program import ArrayOp, Conv, Linear, MatMul, Program
+from .ops import ArrayOp, Conv, Linear, MatMul, Program
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,313 @@
+"""The site space: every bit that a fault can strike, known before anything runs.
+
+Memories under a bit error rate
+    A word's *residency* lasts from its write (by DMA, the array, an
+    accumulation) to its next write or last read; a bit error strikes it before
+    the first read, so that every reader of the residency sees one value. A
+    `Block` is a set of like residencies:
+
+    acts      Codes of a tensor, in the feature-map memory. A tensor that fits
+              stays there for all its readers: one residency a word. One that
+              does not fit is written out (one residency, if an operation made
+              it) and fetched again by every reader: once by an operation that
+              is not on the array; by an array operation in the order of its
+              loops, once per tile of output positions (output stationary), per
+              fold (weight stationary: a fold streams its rows of all windows),
+              per fold of the stationary operand (input stationary).
+    weights   Weight codes. Weight stationary reads a weight in one fold: one
+              residency. The other dataflows read all weights again for every
+              tile of output positions: one residency if they fit, else one for
+              every such tile. Written once per `hw_batch` images.
+    psums     Partial sums at accumulator width, between folds and before
+              requantisation: one residency per fold that stores the word.
+
+    A bias enters with the first fold and is not held in these memories.
+
+Registers and nets of the PEs under a rate per cycle
+    (bits) x (PEs) x (cycles of one image's schedule), per layer and component;
+    groups of a convolution follow one another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from fsim.accel_models.accel import Accel
+from fsim.accel_models.plan import ceil_div
+from fsim.errors import ConfigError, MappingError
+
+from .lower import Lowered, lower, word_addresses
+from .ops import ArrayOp, Concat, MatMul, Op, Program
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Like residencies of one memory.
+
+    number      position among the blocks of a site space; random stream
+    component   "acts", "weights" or "psums"
+    layer       operation that makes (acts, psums) or reads (weights, fetched
+                acts) the words
+    name        of that operation
+    words       distinct words
+    bits        of one word
+    residencies of every word; for fetched acts the mean
+    first       residency number of the first of them
+    word, residency   for fetched acts: (s,) address and residency of each site
+                word, because not every word is read in every fetch
+    """
+
+    number: int
+    component: str
+    layer: int
+    name: str
+    words: int
+    bits: int
+    residencies: float
+    first: int = 0
+    word: np.ndarray | None = None
+    residency: np.ndarray | None = None
+
+    @property
+    def exposed_words(self) -> int:
+        """Words times residencies."""
+        if self.word is not None:
+            return len(self.word)
+        return self.words * int(self.residencies)
+
+    @property
+    def exposed_bits(self) -> int:
+        """Bits that an error rate multiplies, for one image (weights: one batch)."""
+        return self.exposed_words * self.bits
+
+    def site(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(residency, word, bit) of positions in [0, exposed_bits)."""
+        index, bit = np.divmod(position, self.bits)
+        if self.word is not None:
+            return self.residency[index], self.word[index], bit
+        residency, word = np.divmod(index, self.words)
+        return residency + self.first, word, bit
+
+
+@dataclass(frozen=True)
+class RegisterSites:
+    """One register or net of the PEs during one layer.
+
+    component  index in the machine's table
+    cycles     of one image's schedule of the layer
+    """
+
+    layer: int
+    layer_name: str
+    component: int
+    component_name: str
+    bits: int
+    pes: int
+    cycles: int
+
+    @property
+    def sites(self) -> int:
+        """bits x PEs x cycles of one image."""
+        return self.bits * self.pes * self.cycles
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """A program on an accelerator: geometry, schedule and storage of each operation.
+
+    Raises ConfigError for codes wider than the machine's words.
+    """
+
+    program: Program
+    accel: Accel
+    _cache: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        for op in self.program.array_ops:
+            for source in (self.program.ops[i] for i in op.inputs):
+                if source.bits > self.accel.operand_bits:
+                    raise ConfigError(
+                        f"codes must fit the operand width of {self.accel.name}, "
+                        f"{self.accel.operand_bits} bits, got {source.bits} bits ({source.name})"
+                    )
+                if not source.signed and not self.accel.unsigned_acts:
+                    raise ConfigError(
+                        f"{self.accel.name} takes signed activations only, got unsigned codes "
+                        f"({source.name})"
+                    )
+
+    @cached_property
+    def lowered(self) -> dict[int, Lowered]:
+        """Array operation's index -> geometry."""
+        return {op.index: lower(self.program, op) for op in self.program.array_ops}
+
+    def cycles(self, index: int) -> int:
+        """Cycles of one image's schedule of an array operation."""
+        low = self.lowered[index]
+        return low.groups * self.group_cycles(index)
+
+    def group_cycles(self, index: int) -> int:
+        """Cycles of one group's product."""
+        low = self.lowered[index]
+        return self.accel.schedule.cycles(self.accel, low.m, low.k, low.n)
+
+    def folds(self, index: int) -> int:
+        """How often the sum of one output is stored."""
+        if self.accel.dataflow == "os":
+            return 1
+        return ceil_div(self.lowered[index].k, self.accel.rows)
+
+    def _root(self, index: int) -> int:
+        """The operation whose stored words tensor `index` shows (through views)."""
+        op = self.program.ops[index]
+        while not op.stores and len(op.inputs) == 1:
+            op = self.program.ops[op.inputs[0]]
+        return op.index
+
+    def kept(self, op: Op) -> bool:
+        """Whether an operation's output stays on chip for all its readers."""
+        usable = self.accel.buffers["acts"].usable_bits
+        return math.prod(op.shape) * op.bits <= usable
+
+    def weights_fit(self, op: ArrayOp) -> bool:
+        """Whether all weights of an operation are on chip at once."""
+        return op.weight.size * op.weight_bits <= self.accel.buffers["weights"].usable_bits
+
+    def weights_once(self, op: ArrayOp) -> bool:
+        """Whether every weight word has one residency."""
+        return self.accel.dataflow == "ws" or self.weights_fit(op)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All residencies of the three memories."""
+        found: list[Block] = []
+        last = self.program.ops[-1].index
+        for op in self.program.ops:
+            if op.stores and op.index != last:
+                found += self._acts_blocks(op)
+        for op in self.program.array_ops:
+            if not isinstance(op, MatMul):
+                tiles = 1 if self.weights_once(op) else self.position_tiles(op.index)
+                found.append(
+                    Block(0, "weights", op.index, op.name, op.weight.size, op.weight_bits, tiles)
+                )
+            words = math.prod(op.shape)
+            found.append(
+                Block(
+                    0, "psums", op.index, op.name, words, self.accel.acc_bits, self.folds(op.index)
+                )
+            )
+        return tuple(
+            Block(**{**block.__dict__, "number": number}) for number, block in enumerate(found)
+        )
+
+    def _acts_blocks(self, op: Op) -> list[Block]:
+        words = math.prod(op.shape)
+        if self.kept(op):
+            return [Block(0, "acts", op.index, op.name, words, op.bits, 1)]
+        blocks = []
+        if op.index != 0:
+            blocks.append(Block(0, "acts", op.index, op.name, words, op.bits, 1))
+        for reader in self.program.ops:
+            if not reader.stores:
+                if isinstance(reader, Concat) and op.index in map(self._root, reader.inputs):
+                    raise MappingError(
+                        f"a concatenated tensor must fit the feature-map memory of "
+                        f"{self.accel.name}, got {op.name} with {words} words of {op.bits} bits"
+                    )
+                continue
+            for slot, source in enumerate(reader.inputs):
+                if self._root(source) == op.index:
+                    blocks.append(self._fetches(reader, slot, op.bits))
+        return blocks
+
+    def _fetches(self, reader: Op, slot: int, bits: int) -> Block:
+        """Residencies of a tensor that `reader` fetches for itself, by `slot`."""
+        words = math.prod(self.program.ops[reader.inputs[slot]].layout)
+        groups = self.fetch_groups(reader.index) if reader.is_array and slot == 0 else 1
+        first, step = 1 + slot, len(reader.inputs)
+        if groups == 1:
+            return Block(0, "acts", reader.index, reader.name, words, bits, 1, first)
+        word, residency = [], []
+        for group, addresses in self._fetched_words(reader):
+            distinct = np.unique(addresses)
+            distinct = distinct[distinct >= 0]
+            word.append(distinct)
+            residency.append(np.full(len(distinct), first + step * group))
+        word, residency = np.concatenate(word), np.concatenate(residency)
+        return Block(
+            0,
+            "acts",
+            reader.index,
+            reader.name,
+            words,
+            bits,
+            len(word) / words,
+            first,
+            word,
+            residency,
+        )
+
+    def fetch_of(self, op: Op, residency):
+        """(input slot, fetch number) of residencies >= 1 of a fetched tensor."""
+        fetch, slot = np.divmod(residency - 1, len(op.inputs))
+        return slot, fetch
+
+    def position_tiles(self, index: int) -> int:
+        """Tiles of output positions an operation is cut into (not weight stationary)."""
+        side = self.accel.rows if self.accel.dataflow == "os" else self.accel.cols
+        return ceil_div(self.lowered[index].m, side)
+
+    def fetch_groups(self, index: int) -> int:
+        """How often an array operation fetches activations that do not stay on chip."""
+        if isinstance(self.program.ops[index], MatMul):
+            return 1
+        low, accel = self.lowered[index], self.accel
+        folds = ceil_div(low.k, accel.rows)
+        if accel.dataflow == "os":
+            return low.groups * self.position_tiles(index)
+        if accel.dataflow == "ws":
+            return low.groups * ceil_div(low.n, accel.cols) * folds
+        return low.groups * self.position_tiles(index) * folds
+
+    def fetch_scope(self, index: int, fetch: int) -> tuple[int, slice, slice, slice]:
+        """(group, m slice, k slice, n slice) of products that read one fetch."""
+        low, accel = self.lowered[index], self.accel
+        per_group = self.fetch_groups(index) // low.groups
+        group, fetch = divmod(fetch, per_group)
+        every = slice(None)
+        if accel.dataflow == "os":
+            return group, _tile(fetch, accel.rows), every, every
+        tile, fold = divmod(fetch, ceil_div(low.k, accel.rows))
+        if accel.dataflow == "ws":
+            return group, every, _tile(fold, accel.rows), _tile(tile, accel.cols)
+        return group, _tile(tile, accel.cols), _tile(fold, accel.rows), every
+
+    def _fetched_words(self, reader: ArrayOp) -> Iterable[tuple[int, np.ndarray]]:
+        low = self.lowered[reader.index]
+        addresses = [word_addresses(low, group) for group in range(low.groups)]
+        for fetch in range(self.fetch_groups(reader.index)):
+            group, m, k, _ = self.fetch_scope(reader.index, fetch)
+            yield fetch, addresses[group][m, k]
+
+    @cached_property
+    def register_sites(self) -> tuple[RegisterSites, ...]:
+        """Registers and nets of the PEs, layer by layer."""
+        pes = self.accel.rows * self.accel.cols
+        return tuple(
+            RegisterSites(
+                op.index, op.name, number, component.name, component.bits, pes, self.cycles(op.index)
+            )
+            for op in self.program.array_ops
+            for number, component in enumerate(self.accel.components)
+            if component.kind != "memory"
+        )
+
+
+def _tile(number: int, size: int) -> slice:
+    return slice(number * size, (number + 1) * size)
