@@ -342,8 +342,10 @@ class FaultHooks:
             raise FaultError(
                 f"the {backend} simulation takes no faults in stored words of the same product"
             )
-        module = machine.cycle if backend == "reference" else machine.tile
-        out[...] = module.run(machine, a, b, d, table, False)[0]
+        if backend == "reference":
+            out[...] = machine.cycle.run(machine, a, b, d, table)[0]
+        else:
+            out[...] = machine.tile.run(machine, a, b, d, table, clean=out.copy())[0]
 
     def _product_table(self, low, op, rows, group) -> np.ndarray:
         """The fault table of one group's product: its own cycles and addresses."""
@@ -361,6 +363,11 @@ class FaultHooks:
         rows["first"] = np.where(register, np.maximum(rows["first"] - start, -1), rows["first"])
         ends = register & (rows["last"] < np.iinfo(np.int64).max)
         rows["last"] = np.where(ends, rows["last"] - start, rows["last"])
+        unsigned = not self.placement.program.ops[op.inputs[0]].signed
+        for number, component in enumerate(self.placement.accel.components):
+            if component.role == "ifmap" and component.kind != "memory":
+                # A permanent fault meets signed and unsigned layers in the same word.
+                _extend(rows, rows["component"] == number, component.bits, not unsigned)
         return fault_table(rows[inside])
 
     def _operand_variants(self, op, low, rows, group, a, b):
@@ -434,6 +441,16 @@ def _mask(codes: np.ndarray, k: np.ndarray, n: np.ndarray, rows: np.ndarray) -> 
     """Apply rows to codes[k, n] one after another."""
     for i, j, row in zip(k, n, rows):
         codes[i, j] = ((codes[i, j] & row["and_mask"]) | row["or_mask"]) ^ row["xor_mask"]
+
+
+def _extend(rows: np.ndarray, which: np.ndarray, bits: int, signed: bool) -> None:
+    """Masks of some rows extended beyond their width as the layer's words are."""
+    full = (1 << bits) - 1
+    for name, invert in (("and_mask", True), ("or_mask", False), ("xor_mask", False)):
+        mask = (~rows[name][which] if invert else rows[name][which]) & full
+        if signed:
+            mask = np.where(mask >> (bits - 1), mask - (1 << bits), mask)
+        rows[name][which] = ~mask if invert else mask
 
 
 def unique_sorted(values: np.ndarray) -> np.ndarray:

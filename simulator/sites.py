@@ -30,6 +30,7 @@ Registers and nets of the PEs under a rate per cycle
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class Block:
     name        of that operation
     words       distinct words
     bits        of one word
+    signed      two's complement words
     residencies of every word; for fetched acts the mean
     first       residency number of the first of them
     word, residency   for fetched acts: (s,) address and residency of each site
@@ -70,6 +72,7 @@ class Block:
     bits: int
     residencies: float
     first: int = 0
+    signed: bool = True
     word: np.ndarray | None = None
     residency: np.ndarray | None = None
 
@@ -100,6 +103,7 @@ class RegisterSites:
 
     component  index in the machine's table
     cycles     of one image's schedule of the layer
+    signed     two's complement words (False: unsigned activations)
     """
 
     layer: int
@@ -109,6 +113,7 @@ class RegisterSites:
     bits: int
     pes: int
     cycles: int
+    signed: bool = True
 
     @property
     def sites(self) -> int:
@@ -209,10 +214,10 @@ class Placement:
     def _acts_blocks(self, op: Op) -> list[Block]:
         words = math.prod(op.shape)
         if self.kept(op):
-            return [Block(0, "acts", op.index, op.name, words, op.bits, 1)]
+            return [Block(0, "acts", op.index, op.name, words, op.bits, 1, 0, op.signed)]
         blocks = []
         if op.index != 0:
-            blocks.append(Block(0, "acts", op.index, op.name, words, op.bits, 1))
+            blocks.append(Block(0, "acts", op.index, op.name, words, op.bits, 1, 0, op.signed))
         for reader in self.program.ops:
             if not reader.stores:
                 if isinstance(reader, Concat) and op.index in map(self._root, reader.inputs):
@@ -223,16 +228,18 @@ class Placement:
                 continue
             for slot, source in enumerate(reader.inputs):
                 if self._root(source) == op.index:
-                    blocks.append(self._fetches(reader, slot, op.bits))
+                    blocks.append(self._fetches(reader, slot, op))
         return blocks
 
-    def _fetches(self, reader: Op, slot: int, bits: int) -> Block:
+    def _fetches(self, reader: Op, slot: int, source: Op) -> Block:
         """Residencies of a tensor that `reader` fetches for itself, by `slot`."""
         words = math.prod(self.program.ops[reader.inputs[slot]].layout)
         groups = self.fetch_groups(reader.index) if reader.is_array and slot == 0 else 1
         first, step = 1 + slot, len(reader.inputs)
         if groups == 1:
-            return Block(0, "acts", reader.index, reader.name, words, bits, 1, first)
+            return Block(
+                0, "acts", reader.index, reader.name, words, source.bits, 1, first, source.signed
+            )
         word, residency = [], []
         for group, addresses in self._fetched_words(reader):
             distinct = np.unique(addresses)
@@ -246,9 +253,10 @@ class Placement:
             reader.index,
             reader.name,
             words,
-            bits,
+            source.bits,
             len(word) / words,
             first,
+            source.signed,
             word,
             residency,
         )
@@ -301,7 +309,14 @@ class Placement:
         pes = self.accel.rows * self.accel.cols
         return tuple(
             RegisterSites(
-                op.index, op.name, number, component.name, component.bits, pes, self.cycles(op.index)
+                op.index,
+                op.name,
+                number,
+                component.name,
+                component.bits,
+                pes,
+                self.cycles(op.index),
+                component.role != "ifmap" or self.program.ops[op.inputs[0]].signed,
             )
             for op in self.program.array_ops
             for number, component in enumerate(self.accel.components)
@@ -311,3 +326,66 @@ class Placement:
 
 def _tile(number: int, size: int) -> slice:
     return slice(number * size, (number + 1) * size)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteSpace:
+    """The sites of a placement that faults are drawn from.
+
+    blocks     residencies of memory words, for bit error rates
+    registers  registers and nets of the PEs, for upsets by cycle
+    """
+
+    placement: Placement
+    blocks: tuple[Block, ...]
+    registers: tuple[RegisterSites, ...]
+
+    @property
+    def accel(self) -> Accel:
+        return self.placement.accel
+
+    def layer_index(self, name: str) -> int:
+        """Index of the operation called `name`; ConfigError with the names otherwise."""
+        return find_layer(self.placement.program, name)
+
+
+def find_layer(program: Program, name: str) -> int:
+    """Index of the operation called `name`; ConfigError with the names otherwise."""
+    names = [op.name for op in program.ops]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"layer must be one of {', '.join(names)}, got {name!r}{hint}")
+    return names.index(name)
+
+
+def select(
+    placement: Placement,
+    layers: Iterable[str] | None = None,
+    components: Iterable[str] | None = None,
+) -> SiteSpace:
+    """The sites in some layers and components only; None means all of them."""
+    wanted = None if layers is None else {find_layer(placement.program, name) for name in layers}
+    known = [component.name for component in placement.accel.components]
+    for name in components or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ConfigError(
+                f"component must be one of {', '.join(known)} on {placement.accel.name} "
+                f"({placement.accel.dataflow}), got {name!r}{hint}"
+            )
+    names = set(known if components is None else components)
+    return SiteSpace(
+        placement,
+        tuple(
+            block
+            for block in placement.blocks
+            if (wanted is None or block.layer in wanted) and block.component in names
+        ),
+        tuple(
+            site
+            for site in placement.register_sites
+            if (wanted is None or site.layer in wanted) and site.component_name in names
+        ),
+    )

@@ -1,0 +1,68 @@
+"""Bit errors of memories: each bit of each resident word flips with a fixed probability.
+
+The rate is per bit and residency (from a write of the word to its next write or
+last read), the flip comes before the first read, and bits are independent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .rows import extend_masks, flip_rows
+
+
+@dataclass(frozen=True)
+class BitErrors:
+    """Bit error rates of the three memories.
+
+    acts, weights, psums  probability in [0, 1] of a flip per bit and residency
+    hw_batch  images between two writes of the weights; None: written once a trial
+    """
+
+    acts: float = 0.0
+    weights: float = 0.0
+    psums: float = 0.0
+    hw_batch: int | None = 1
+
+    name = "ber"
+
+    def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
+        """FAULT rows of one trial for some images, (f,).
+
+        space   a SiteSpace; its blocks are what the rates multiply
+        images  (i,) int64 indices. Rows of weights carry the first image of their
+                batch (-1: the whole trial) and stand for all of it.
+        """
+        images = np.asarray(images, np.int64)
+        if self.hw_batch is None:
+            batches = np.array([-1], np.int64)
+        else:
+            batches = np.unique(images // self.hw_batch * self.hw_batch)
+        components = {component.name: i for i, component in enumerate(space.accel.components)}
+        parts = [flip_rows(0)]
+        for block in space.blocks:
+            p = getattr(self, block.component)
+            if p == 0:
+                continue
+            units = batches if block.component == "weights" else images
+            index, position = draws.bits(block.exposed_bits, p, block.number, trial, units)
+            residency, word, bit = block.site(position)
+            signed = block.signed
+            parts.append(
+                flip_rows(
+                    len(position),
+                    trial=trial,
+                    image=units[index],
+                    layer=block.layer,
+                    component=components[block.component],
+                    word=word,
+                    first=residency,
+                    last=residency,
+                    xor_mask=extend_masks(bit, block.bits, signed),
+                )
+            )
+        rows = np.concatenate(parts)
+        rows["event"] = np.arange(len(rows))
+        return rows

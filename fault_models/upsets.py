@@ -1,0 +1,161 @@
+"""Upsets of registers and nets, at a rate per bit and cycle or one at a time.
+
+Uniform over all bits and all cycles of the chosen components; a site that
+holds nothing of use is a site like any other and its fault is masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsim.errors import FaultError
+from fsim.types import FOREVER, LEVEL, STATE
+
+from .rows import flip_rows
+
+# Random streams of this family; memories use the numbers of their blocks.
+_SITE, _COUNT, _PERMANENT = 1 << 20, (1 << 20) + 1, (1 << 20) + 2
+
+KINDS = ("seu", "mbu", "transient", "stuck0", "stuck1", "intermittent")
+"""What `SingleFault` can draw."""
+
+
+def _masks(bits, bit, width, signed):
+    """XOR masks of `width` adjacent bits from `bit` up, cut off at the word's top."""
+    mask = ((np.int64(1) << width) - 1) << bit
+    mask &= (np.int64(1) << bits) - 1
+    top = ((mask >> (bits - 1)) & 1).astype(bool) & signed & (bits > 1)
+    return np.where(top, mask - (np.int64(1) << bits), mask)
+
+
+def _site_rows(space, sites, positions, width=1):
+    """FAULT rows (trial, image left open) for positions in the concatenated sites."""
+    offsets = np.cumsum([0] + [site.sites for site in sites])
+    which = np.searchsorted(offsets, positions, "right") - 1
+    rest = positions - offsets[which]
+    column = {
+        name: np.array([getattr(site, name) for site in sites], np.int64)[which]
+        for name in ("layer", "component", "bits", "pes")
+    }
+    rest, bit = np.divmod(rest, column["bits"])
+    cycle, pe = np.divmod(rest, column["pes"])
+    row, col = np.divmod(pe, space.accel.cols)
+    net = np.array([space.accel.components[site.component].kind == "net" for site in sites])[which]
+    signed = np.array([site.signed for site in sites])[which]
+    return flip_rows(
+        len(positions),
+        layer=column["layer"],
+        component=column["component"],
+        row=row,
+        col=col,
+        effect=np.where(net, LEVEL, STATE),
+        first=cycle,
+        last=cycle,
+        xor_mask=_masks(column["bits"], bit, width, signed),
+    )
+
+
+def _check(sites, what):
+    if not sites:
+        raise FaultError(f"{what} needs at least one register or net of the PEs among the sites")
+
+
+@dataclass(frozen=True)
+class UpsetRate:
+    """Single-event upsets: `rate` per bit and cycle of one image's inference."""
+
+    rate: float
+
+    name = "seu-rate"
+
+    def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
+        """FAULT rows of one trial for some images, (f,), sites distinct within an image."""
+        sites = [s for s in space.registers if space.accel.components[s.component].kind == "register"]
+        _check(sites, "an upset rate")
+        total = sum(site.sites for site in sites)
+        images = np.asarray(images, np.int64)
+        counts = draws.counts(total, self.rate, _COUNT, trial, images)
+        image, positions = [], []
+        for index in np.flatnonzero(counts):
+            unit, wanted = images[index : index + 1], int(counts[index])
+            if 2 * wanted > total:
+                raise FaultError(
+                    f"upset rate must hit at most half of the {total} sites of an image, "
+                    f"got {wanted} hits"
+                )
+            size = wanted
+            while True:  # a prefix of an endless sequence, until enough are distinct
+                drawn = draws.sites(total, size, _SITE, trial, unit)[0]
+                distinct = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
+                if len(distinct) >= wanted:
+                    break
+                size += 2 * (wanted - len(distinct)) + 8
+            positions.append(distinct[:wanted])
+            image.append(np.full(wanted, unit[0]))
+        if not positions:
+            return flip_rows(0)
+        rows = _site_rows(space, sites, np.concatenate(positions))
+        rows["trial"], rows["image"] = trial, np.concatenate(image)
+        rows["event"] = np.arange(len(rows))
+        return rows
+
+
+@dataclass(frozen=True)
+class SingleFault:
+    """One fault at a random site.
+
+    kind      "seu": one register bit, one image at a time; "mbu": `width` adjacent
+              bits of one register; "transient": one bit of a product net in one
+              cycle; "stuck0", "stuck1": one bit of one register or net, permanent,
+              the same for all images of the trial; "intermittent": a bit stuck at
+              1 for `duration` cycles of one layer, for each image
+    width     adjacent bits of an MBU
+    duration  cycles of an intermittent fault
+    """
+
+    kind: str
+    width: int = 2
+    duration: int = 16
+
+    name = "single"
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise FaultError(f"random fault must be one of {', '.join(KINDS)}, got {self.kind!r}")
+
+    def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
+        """FAULT rows of one trial for some images: one each (stuck-at: one, image -1)."""
+        kinds = {"transient": ("net",), "seu": ("register",), "mbu": ("register",)}.get(
+            self.kind, ("register", "net")
+        )
+        sites = [s for s in space.registers if space.accel.components[s.component].kind in kinds]
+        _check(sites, f"a fault of kind {self.kind}")
+        permanent = self.kind in ("stuck0", "stuck1")
+        if permanent:
+            # A defect belongs to the machine: one site per component, bit and PE.
+            per_component = {site.component: site for site in reversed(sites)}
+            sites = [
+                type(site)(**{**site.__dict__, "cycles": 1, "layer": -1, "signed": True})
+                for _, site in sorted(per_component.items())
+            ]
+            images = np.array([-1])
+        images = np.asarray(images, np.int64)
+        total = sum(site.sites for site in sites)
+        stream = _PERMANENT if permanent else _SITE
+        positions = draws.sites(total, 1, stream, trial, images)[:, 0]
+        rows = _site_rows(space, sites, positions, self.width if self.kind == "mbu" else 1)
+        rows["trial"], rows["image"], rows["event"] = trial, images, np.arange(len(rows))
+        if permanent or self.kind == "intermittent":
+            mask = rows["xor_mask"].copy()
+            rows["xor_mask"], rows["effect"] = 0, LEVEL
+            if self.kind == "stuck0":
+                rows["and_mask"] = ~mask
+            else:
+                rows["or_mask"] = mask
+            if permanent:
+                rows["first"], rows["last"] = -1, FOREVER
+            else:
+                rows["last"] = rows["first"] + self.duration - 1
+        return rows

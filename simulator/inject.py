@@ -1,0 +1,156 @@
+"""Trials: faults drawn, networks run, outcomes classified.
+
+A trial is one draw of faults for a set of images (and, for permanent faults, one
+faulty machine). It is the unit of statistics. Trials are a pure function of
+(seed, trial number): batches, threads and order do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import program as P
+from .draws import Draws
+from .engine import Batch, FaultHooks
+from .ops import Program
+from .sites import Placement, SiteSpace
+from .statistics import classify, top1
+
+BATCH = 128
+"""Inferences that go through the network together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """The fault-free run of a set of images.
+
+    images  (n, c, h, w) float32 network input
+    labels  (n,) int64
+    acc     (n, classes) int64 last accumulators
+    top1    (n,) int32 classes
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    acc: np.ndarray
+    top1: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        return float(np.mean(self.top1 == self.labels))
+
+
+def golden_run(program: Program, images: np.ndarray, labels: np.ndarray) -> Golden:
+    """Run the network without faults."""
+    result = P.run(program, images)
+    return Golden(images, np.asarray(labels), result.acc, top1(result.logits))
+
+
+@dataclass(frozen=True, eq=False)
+class TrialResult:
+    """One trial.
+
+    rows     FAULT rows that struck it
+    acc      (images, classes) int64 last accumulators
+    top1     (images,) int32 classes
+    outcome  (images,) uint8 codes of statistics.Outcome
+    """
+
+    trial: int
+    rows: np.ndarray
+    acc: np.ndarray
+    top1: np.ndarray
+    outcome: np.ndarray
+
+
+def slots_of(
+    rows: np.ndarray, first: int, count: int, weights: int, hw_batch: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and the slots they strike in a batch of images [first, first + count).
+
+    weights   component number of the weight memory
+    hw_batch  a row of weights strikes this many images from its own on
+
+    Returns (rows, slot): rows repeated for each image of their weight batch.
+    """
+    image = rows["image"].astype(np.int64)
+    here = (image < 0) | ((image >= first) & (image < first + count))
+    size = 1 if hw_batch is None else hw_batch
+    if size == 1:
+        rows = rows[here]
+        image = image[here]
+        return rows, np.where(image < 0, -1, image - first)
+    batch = (rows["component"] == weights) & (image >= 0)
+    plain = here & ~batch
+    keep = batch & (image < first + count) & (image + size > first)
+    parts, slots = [rows[plain]], [np.where(image[plain] < 0, -1, image[plain] - first)]
+    for offset in range(size):
+        slot = image[keep] + offset - first
+        inside = (slot >= 0) & (slot < count)
+        parts.append(rows[keep][inside])
+        slots.append(slot[inside])
+    return np.concatenate(parts), np.concatenate(slots)
+
+
+def run_rows(
+    placement: Placement,
+    golden: Golden,
+    rows: np.ndarray,
+    *,
+    trial: int = 0,
+    hw_batch: int | None = 1,
+    backend: str = "auto",
+    batch: int = BATCH,
+    first: int = 0,
+    count: int | None = None,
+) -> TrialResult:
+    """Outcomes of images [first, first + count) under given FAULT rows.
+
+    Nothing is drawn: this is what `fsim replay` calls with the rows of a trace.
+    """
+    end = len(golden.images) if count is None else first + count
+    weights = placement.accel.component_index("weights")
+    acc, classes = [], []
+    for begin in range(first, end, batch):
+        size = min(batch, end - begin)
+        struck, slot = slots_of(rows, begin, size, weights, hw_batch)
+        if len(struck):
+            hooks = FaultHooks(placement, Batch(struck, slot), backend)
+            result = P.run(placement.program, golden.images[begin : begin + size], hooks=hooks)
+            acc.append(result.acc)
+            classes.append(top1(result.logits))
+        else:
+            acc.append(golden.acc[begin : begin + size])
+            classes.append(golden.top1[begin : begin + size])
+    acc, classes = np.concatenate(acc), np.concatenate(classes)
+    outcome = classify(golden.acc[first:end], acc, golden.top1[first:end], classes)
+    return TrialResult(trial, rows, acc, classes, outcome)
+
+
+def run_trials(
+    space: SiteSpace,
+    golden: Golden,
+    model,
+    *,
+    seed: int,
+    trials,
+    backend: str = "auto",
+    batch: int = BATCH,
+) -> Iterator[TrialResult]:
+    """Trials of a fault model, one after another.
+
+    model   has rows(space, trial, images, draws) and may have hw_batch
+    trials  iterable of trial numbers
+    """
+    draws = Draws(seed)
+    hw_batch = getattr(model, "hw_batch", 1)
+    everything = np.arange(len(golden.images), dtype=np.int64)
+    for trial in trials:
+        rows = model.rows(space, int(trial), everything, draws)
+        yield run_rows(
+            space.placement, golden, rows, trial=int(trial), hw_batch=hw_batch, backend=backend,
+            batch=batch,
+        )  # fmt: skip
