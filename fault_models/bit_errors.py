@@ -12,6 +12,8 @@ import numpy as np
 
 from .rows import extend_masks, flip_rows
 
+_ONE_FLIP = (1 << 20) + 3  # random stream; error rates use the numbers of the blocks
+
 
 @dataclass(frozen=True)
 class BitErrors:
@@ -65,4 +67,34 @@ class BitErrors:
             )
         rows = np.concatenate(parts)
         rows["event"] = np.arange(len(rows))
+        return rows
+
+
+@dataclass(frozen=True)
+class OneFlip:
+    """Exactly one flip an image, uniform over the bits that an error rate multiplies.
+
+    components  memories it may strike
+    """
+
+    components: tuple[str, ...] = ("acts", "weights", "psums")
+
+    name = "one-flip"
+    hw_batch = 1
+
+    def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
+        """FAULT rows of one trial, one for each image, in the order of the images."""
+        images = np.asarray(images, np.int64)
+        blocks = [block for block in space.blocks if block.component in self.components]
+        offsets = np.cumsum([0] + [block.exposed_bits for block in blocks])
+        position = draws.sites(int(offsets[-1]), 1, _ONE_FLIP, trial, images)[:, 0]
+        which = np.searchsorted(offsets, position, "right") - 1
+        names = [component.name for component in space.accel.components]
+        rows = flip_rows(len(images), trial=trial, image=images, event=np.arange(len(images)))
+        for number, block in enumerate(blocks):
+            here = np.flatnonzero(which == number)
+            residency, word, bit = block.site(position[here] - offsets[number])
+            rows["layer"][here], rows["component"][here] = block.layer, names.index(block.component)
+            rows["word"][here], rows["first"][here], rows["last"][here] = word, residency, residency
+            rows["xor_mask"][here] = extend_masks(bit, block.bits, block.signed)
         return rows

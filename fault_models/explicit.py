@@ -110,7 +110,9 @@ def _window(
                 f"got {value}"
             )
     if fault.last is not None and (fault.cycle is None or fault.last < fault.cycle):
-        raise FaultError(f"{where}: last must be >= cycle, got cycle={fault.cycle}, last={fault.last}")
+        raise FaultError(
+            f"{where}: last must be >= cycle, got cycle={fault.cycle}, last={fault.last}"
+        )
     if fault.kind == "flip":
         if fault.cycle is None:
             raise FaultError(f"{where}: a flip needs cycle=, the clock edge it follows")

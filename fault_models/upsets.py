@@ -72,7 +72,8 @@ class UpsetRate:
 
     def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
         """FAULT rows of one trial for some images, (f,), sites distinct within an image."""
-        sites = [s for s in space.registers if space.accel.components[s.component].kind == "register"]
+        table = space.accel.components
+        sites = [site for site in space.registers if table[site.component].kind == "register"]
         _check(sites, "an upset rate")
         total = sum(site.sites for site in sites)
         images = np.asarray(images, np.int64)

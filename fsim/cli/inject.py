@@ -1,0 +1,513 @@
+"""`fsim inject`: faults in a network on an accelerator, and what they do to its answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from fsim.cli.options import (
+    Probability,
+    accel_options,
+    json_option,
+    load_accel_option,
+    seed_option,
+    threads_option,
+    use_threads,
+)
+from fsim.cli.tables import pairs, print_json, table
+from fsim.errors import ConfigError, FsimError
+
+MEMORIES = ("acts", "weights", "psums")
+
+
+def network_options(command):
+    """--model, --weights, --data, --data-dir, --images, --quant-params."""
+    for option in (
+        click.option("--quant-params", type=click.Path(path_type=Path), metavar="FILE",
+                     help="JSON of your own scales; what it does not name is calibrated."),
+        click.option("--images", type=click.IntRange(1), help="Test images (default: up to 500)."),
+        click.option("--data-dir", help="Folder of the data set."),
+        click.option("--data", help="digits, cifar10, fashion-mnist or an .npz file."),
+        click.option("--weights", help="Checkpoint: .pt (tensors only) or .safetensors."),
+        click.option("--model", default="digits-cnn", show_default=True,
+                     help="digits-cnn, resnet20, resnet8 or module:factory."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def parse_ber(text: str) -> dict[str, float]:
+    """`1e-5` for all memories, or `weights=1e-6,acts=1e-5,psums=0` for some."""
+    from fsim.parse import parse_probability
+
+    if "=" not in text:
+        p = parse_probability(text)
+        return dict.fromkeys(MEMORIES, p)
+    rates = dict.fromkeys(MEMORIES, 0.0)
+    given = set()
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in rates:
+            raise ConfigError(f"--ber must name {', '.join(MEMORIES)}, got {name!r} in {text!r}")
+        if name in given:
+            raise ConfigError(f"--ber must name each memory once, got {name} twice in {text!r}")
+        given.add(name)
+        rates[name] = parse_probability(value)
+    return rates
+
+
+def parse_hw_batch(text: str) -> int | None:
+    """A number of images, or `all`."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= 1 << 20:
+        raise ConfigError(f"--hw-batch must be a number of images >= 1 or 'all', got {text!r}")
+    return int(text)
+
+
+def read_quant_params(path: Path | None) -> dict | None:
+    if path is None:
+        return None
+    if path.stat().st_size > 64 << 20:
+        raise ConfigError(f"quantisation parameters must be under 64 MiB ({path})")
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"quantisation parameters must be JSON, got {error} ({path})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"quantisation parameters must be a JSON object ({path})")
+    return value
+
+
+def fault_model(ber, seu_rate, faults, hw_batch):
+    """(fault model, its JSON description) that the options ask for; exactly one source."""
+    from fsim.fault_models.bit_errors import BitErrors
+    from fsim.fault_models.network import Explicit
+    from fsim.fault_models.upsets import KINDS, SingleFault, UpsetRate
+    from fsim.parse import parse_fault
+
+    given = [name for name, value in
+             (("--ber", ber), ("--seu-rate", seu_rate), ("--fault", faults or None))
+             if value is not None]  # fmt: skip
+    if len(given) != 1:
+        raise ConfigError(
+            "exactly one of --ber, --seu-rate and --fault must be given, got "
+            + (" and ".join(given) or "none")
+        )
+    if ber is not None:
+        rates = parse_ber(ber)
+        batch = parse_hw_batch(hw_batch)
+        return BitErrors(**rates, hw_batch=batch), {"kind": "ber", **rates, "hw_batch": batch}
+    if seu_rate is not None:
+        return UpsetRate(seu_rate), {"kind": "seu-rate", "rate": seu_rate}
+    if len(faults) == 1 and "=" not in faults[0]:
+        if faults[0] not in KINDS:
+            raise ConfigError(
+                f"--fault must be key=value,... or one of {', '.join(KINDS)}, got {faults[0]!r}"
+            )
+        return SingleFault(faults[0]), {"kind": faults[0]}
+    explicit = Explicit(tuple(parse_fault(text) for text in faults))
+    return explicit, {"kind": "explicit", "faults": list(faults)}
+
+
+class Progress:
+    """One line on a terminal, rewritten; nothing elsewhere."""
+
+    def __init__(self, total: int, quiet: bool):
+        self.total, self.start = total, time.monotonic()
+        self.on = sys.stderr.isatty() and not quiet
+
+    def show(self, done: int) -> None:
+        if self.on:
+            spent = time.monotonic() - self.start
+            left = spent / max(done, 1) * (self.total - done)
+            click.echo(f"\r{done}/{self.total} trials, {left:.0f} s left ", nl=False, err=True)
+
+    def end(self) -> None:
+        if self.on:
+            click.echo("\r" + " " * 50 + "\r", nl=False, err=True)
+
+
+@click.command()
+@accel_options(given=False)
+@click.option("--accel", default="systolic", show_default=True, metavar="NAME|FILE",
+              help="A preset (fsim accel list) or a .yaml or .toml file.")
+@network_options
+@click.option("--ber", metavar="P", help="Flip probability per bit and residency of all on-chip "
+              "memories, or weights=P,acts=P,psums=P.")
+@click.option("--seu-rate", type=Probability, help="Upsets per register bit and cycle.")
+@click.option("--fault", "faults", multiple=True,
+              help="seu, mbu, transient, stuck0, stuck1 or intermittent: one at a random site; or "
+              "layer=conv1,component=psum,row=0,col=3,bit=7,cycle=40. May be repeated.")
+@click.option("--sites", help="Only these components, comma separated (fsim sites lists them).")
+@click.option("--layers", help="Only these layers, comma separated.")
+@click.option("--trials", type=click.IntRange(1, 1 << 29), default=10, show_default=True)
+@click.option("--hw-batch", default="1", show_default=True,
+              help="Images between two writes of the weights, or 'all'.")
+@click.option("--trace", type=click.Path(path_type=Path), help="Write all faults and outcomes.")
+@click.option("--resume", is_flag=True, help="Go on with an unfinished --trace.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing --trace.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json and the curve.")
+@click.option("--curve/--no-curve", default=True, help="With --ber: P(critical | a flip) and the "
+              "rate at which accuracy falls by one point.")
+@click.option("--backend", type=click.Choice(["auto", "tile", "reference"]), default="auto",
+              help="How products under register faults are computed.")
+@click.option("--dry-run", is_flag=True, help="What would be done, and nothing more.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@seed_option
+@threads_option
+@json_option
+def inject(accel, settings, dataflow, model, weights, data, data_dir, images, quant_params, ber,
+           seu_rate, faults, sites, layers, trials, hw_batch, trace, resume, overwrite, out, curve,
+           backend, dry_run, quiet, seed, threads, as_json):  # fmt: skip
+    """Inject faults into a network on an accelerator.
+
+    \b
+    fsim inject --accel systolic --ber 1e-5
+    fsim inject --model resnet20 --data cifar10 --ber weights=1e-6 --trace run.h5
+    """
+    if ber is None and seu_rate is None and not faults:
+        ber = "1e-5"
+    chosen, described = fault_model(ber, seu_rate, faults, hw_batch)
+    machine = load_accel_option(accel, settings, dataflow)
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+    if (resume or overwrite) and trace is None:
+        raise ConfigError("--resume and --overwrite need --trace")
+    use_threads(threads)
+    from fsim.cli.session import open_session
+    from fsim.simulator.sites import select
+
+    session = open_session(
+        model, machine, weights=weights, data=data, data_dir=data_dir, images=images or 500,
+        quant_params=read_quant_params(quant_params),
+    )  # fmt: skip
+    names = {"layers": _names(layers), "sites": _names(sites)}
+    space = select(session.placement, names["layers"], names["sites"])
+    if described["kind"] == "explicit":
+        from fsim.fault_models.network import network_rows
+
+        network_rows(chosen.faults, space)  # all checks before anything runs
+        for fault in chosen.faults:
+            if fault.image is not None and not 0 <= fault.image < len(session.images):
+                raise FsimError(
+                    f"image of a fault must be in 0..{len(session.images) - 1}, got {fault.image}"
+                )
+    plan = _plan(session, space, described, trials)
+    if dry_run:
+        _print_plan(plan, as_json)
+        return
+    task = {**session.identity, "faults": described, "seed": seed, "trials": trials,
+            "select": names, "rng_version": _rng_version()}  # fmt: skip
+    report = _run(session, space, chosen, described, task, plan, curve, trace, resume, overwrite,
+                  out, backend, quiet or as_json)  # fmt: skip
+    if as_json:
+        print_json(report)
+    else:
+        click.echo(_text(report, session))
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _rng_version() -> int:
+    from fsim.simulator.sampling import RNG_VERSION
+
+    return RNG_VERSION
+
+
+def _plan(session, space, described, trials) -> dict:
+    """Sites, exposed bits, expected flips and memory, before anything runs."""
+    images = len(session.images)
+    exposed: Counter = Counter()
+    for block in space.blocks:
+        exposed[block.component] += block.exposed_bits
+    plan = {
+        "images": images,
+        "trials": trials,
+        "exposed_bits_per_image": dict(exposed),
+        "register_sites_per_image": sum(site.sites for site in space.registers),
+        "cycles_per_image": sum(
+            session.placement.cycles(op.index) for op in session.program.array_ops
+        ),
+        "macs_per_image": sum(low.macs for low in session.placement.lowered.values()),
+    }
+    if described["kind"] == "ber":
+        hw_batch = described["hw_batch"] or images
+        writes = {"weights": -(-images // hw_batch), "acts": images, "psums": images}
+        flips = sum(described[name] * bits * writes[name] for name, bits in exposed.items())
+    elif described["kind"] == "seu-rate":
+        bits = sum(s.sites for s in space.registers
+                   if session.placement.accel.components[s.component].kind == "register")  # fmt: skip
+        flips = described["rate"] * bits * images
+    elif described["kind"] == "explicit":
+        flips = len(described["faults"])
+    else:
+        flips = 1 if described["kind"].startswith("stuck") else images
+    plan["expected_faults_per_trial"] = flips
+    largest = max(int(_product(op.shape)) for op in session.program.ops)
+    plan["memory_mib"] = round((flips * 250 + 128 * largest * 16 + session.images.nbytes) / 2**20, 1)
+    return plan
+
+
+def _product(shape) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def _print_plan(plan: dict, as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    rows = [(name.replace("_", " "), value) for name, value in plan.items()
+            if not isinstance(value, dict)]  # fmt: skip
+    rows += [(f"exposed bits, {name}", f"{bits:,}")
+             for name, bits in plan["exposed_bits_per_image"].items()]  # fmt: skip
+    click.echo(pairs(rows))
+
+
+def _interval(interval) -> dict:
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high,
+            "method": interval.method}  # fmt: skip
+
+
+def _run(session, space, chosen, described, task, plan, curve, trace, resume, overwrite, out,
+         backend, quiet) -> dict:  # fmt: skip
+    """All trials; writes the trace and the report's files, returns the report."""
+    import numpy as np
+
+    from fsim.files import atomic_write
+    from fsim.simulator.inject import run_trials
+    from fsim.simulator.statistics import summarise
+
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    golden = session.golden()
+    clean_s = time.monotonic() - start
+    writer, done = _open_trace(trace, task, resume, overwrite)
+    outcomes, accuracy, struck = {}, {}, Counter()
+    names, layers = session.identity["components"], session.identity["layers"]
+    if writer is not None and len(done):
+        _recall(trace, writer, done, outcomes, accuracy, struck, golden, names, layers)
+    trials = [t for t in range(task["trials"]) if t not in outcomes]
+    progress = Progress(len(trials), quiet)
+    begin = time.monotonic()
+    try:
+        for number, result in enumerate(
+            run_trials(space, golden, chosen, seed=task["seed"], trials=trials, backend=backend)
+        ):
+            outcomes[result.trial] = result.outcome
+            accuracy[result.trial] = float(np.mean(result.top1 == golden.labels))
+            _count(struck, result.rows, names, layers)
+            if writer is not None:
+                writer.append(result.rows, outcome_rows(result, golden))
+            progress.show(number + 1)
+    except BaseException:
+        progress.end()
+        if writer is not None:
+            click.echo(f"stopped: go on with --trace {trace} --resume", err=True)
+            writer.__exit__(*sys.exc_info())
+        raise
+    progress.end()
+    seconds = time.monotonic() - begin
+    if writer is not None:
+        writer.close()
+    order = sorted(outcomes)
+    summary = summarise(np.stack([outcomes[t] for t in order]))
+    accuracies = np.array([accuracy[t] for t in order])
+    report = {
+        "model": task["model"],
+        "accel": session.placement.accel.name,
+        "dataflow": session.placement.accel.dataflow,
+        "array": [session.placement.accel.rows, session.placement.accel.cols],
+        "faults": described,
+        "seed": task["seed"],
+        "plan": plan,
+        "accuracy": {"clean": golden.accuracy, "faulty_mean": float(accuracies.mean()),
+                     "faulty_min": float(accuracies.min()),
+                     "faulty_max": float(accuracies.max())},
+        "outcomes": {name: {"count": summary.counts[name], **_interval(share)}
+                     for name, share in summary.shares.items()},
+        "faults_by": [{"component": c, "layer": x, "faults": k}
+                      for (c, x), k in sorted(struck.items())],
+        "seconds": {"clean": clean_s, "trials": seconds},
+        "notes": list(session.notes),
+    }  # fmt: skip
+    if described["kind"] == "ber" and curve and any(described[n] for n in MEMORIES):
+        _add_curve(report, session, space, golden, chosen, task["seed"], out)
+    if out is not None:
+        with atomic_write(out / "report.json") as file:
+            file.write(json.dumps(report, indent=2, allow_nan=False).encode())
+    return report
+
+
+def _open_trace(trace, task, resume, overwrite):
+    if trace is None:
+        return None, ()
+    import numba
+    import numpy
+    import torch
+
+    from fsim import __version__
+    from fsim.machine import cpu_model, cpus
+    from fsim.simulator.trace import TraceWriter
+
+    provenance = {"fsim": __version__, "torch": torch.__version__, "numpy": numpy.__version__,
+                  "numba": numba.__version__, "cpu": cpu_model(), "cpus": cpus(),
+                  "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
+    writer = TraceWriter(trace, task, provenance, resume=resume, overwrite=overwrite)
+    return writer, writer.stored_trials
+
+
+def _recall(trace, writer, done, outcomes, accuracy, struck, golden, names, layers):
+    """Trials that an earlier run of the same task stored, read back from its files."""
+    import numpy as np
+
+    from fsim.simulator.trace import read_trace
+
+    for part in writer.files():
+        stored = read_trace(part)
+        for trial in stored.trials["trial"]:
+            mine = stored.outcomes[stored.outcomes["trial"] == trial]
+            outcomes[int(trial)] = mine["outcome"]
+            accuracy[int(trial)] = float(np.mean(mine["faulty"] == golden.labels))
+        _count(struck, stored.faults, names, layers)
+
+
+def _count(struck: Counter, rows, names, layers) -> None:
+    import numpy as np
+
+    if len(rows):
+        keys, counts = np.unique(
+            np.stack([rows["component"], rows["layer"]]), axis=1, return_counts=True
+        )
+        for (component, layer), count in zip(keys.T, counts):
+            where = layers[layer] if layer >= 0 else "(all)"
+            struck[names[component], where] += int(count)
+
+
+def outcome_rows(result, golden):
+    """The OUTCOME rows of a trial."""
+    import numpy as np
+
+    from fsim.simulator.trace import OUTCOME, tensor_digest
+
+    rows = np.zeros(len(result.outcome), OUTCOME)
+    rows["trial"], rows["image"] = result.trial, np.arange(len(rows))
+    rows["label"], rows["golden"] = golden.labels, golden.top1
+    rows["faulty"], rows["outcome"] = result.top1, result.outcome
+    rows["digest"] = tensor_digest(result.acc)
+    return rows
+
+
+def _add_curve(report, session, space, golden, chosen, seed, out) -> None:
+    """P(critical | one flip) and the accuracy curve, with its picture."""
+    import numpy as np
+
+    from fsim.fault_models.bit_errors import OneFlip
+    from fsim.simulator.curve import draw, quick_curve
+    from fsim.simulator.inject import run_trials
+    from fsim.simulator.statistics import Outcome, wilson
+
+    memories = tuple(name for name in MEMORIES if getattr(chosen, name))
+    repeats = max(1, -(-2000 // len(golden.images)))
+    critical = total = 0
+    split: dict[str, list[int]] = {}
+    names = session.identity["components"]
+    # Trial numbers apart from those of the main run.
+    for result in run_trials(
+        space, golden, OneFlip(memories), seed=seed, trials=range(1 << 29, (1 << 29) + repeats)
+    ):
+        wrong = result.outcome == Outcome.SDC_CRITICAL
+        critical, total = critical + int(wrong.sum()), total + len(wrong)
+        component = result.rows["component"]
+        for number in np.unique(component):
+            tally = split.setdefault(names[number], [0, 0])
+            tally[0] += int(wrong[component == number].sum())
+            tally[1] += int((component == number).sum())
+    report["critical_given_a_flip"] = {
+        **_interval(wilson(critical, total)), "flips": total,
+        "by_component": {name: {"critical": k, "flips": n, **_interval(wilson(k, n))}
+                         for name, (k, n) in sorted(split.items())},
+    }  # fmt: skip
+    found = quick_curve(space, golden, chosen, seed=seed)
+    report["curve"] = {"ber": list(found.ber), "accuracy": list(found.accuracy),
+                       "images": found.images, "ber_at_one_point_drop": found.ber_at_drop}  # fmt: skip
+    if out is not None:
+        from fsim.files import atomic_write
+
+        with atomic_write(out / "ber_curve.png") as file:
+            draw(found, file, f"{report['model']} on {report['accel']} ({report['dataflow']})")
+        report["curve"]["picture"] = str(out / "ber_curve.png")
+
+
+def _text(report: dict, session) -> str:
+    """The report for people."""
+    accuracy, plan = report["accuracy"], report["plan"]
+    rows, cols = report["array"]
+    lines = [
+        pairs([
+            ("network", f"{report['model']}, {plan['images']} images, "
+                        f"{plan['macs_per_image']:,} MACs an image"),
+            ("accelerator", f"{report['accel']} ({report['dataflow']}), {rows} x {cols} PEs, "
+                            f"{plan['cycles_per_image']:,} cycles an image"),
+            ("faults", _describe(report["faults"])),
+            ("exposed bits", ", ".join(f"{name} {bits:,}" for name, bits in
+                                       plan["exposed_bits_per_image"].items()) + " an image"),
+            ("trials", f"{plan['trials']} in {report['seconds']['trials']:.1f} s, "
+                       f"{plan['expected_faults_per_trial']:.6g} faults expected in each"),
+            ("clean accuracy", f"{100 * accuracy['clean']:.2f} %"),
+            ("faulty accuracy", f"{100 * accuracy['faulty_mean']:.2f} % (trials "
+                                f"{100 * accuracy['faulty_min']:.2f} to "
+                                f"{100 * accuracy['faulty_max']:.2f} %)"),
+        ]),
+        "",
+        table(
+            ["outcome", "count", "share", "95 % interval"],
+            [[name.replace("_", "-"), o["count"], f"{100 * o['estimate']:.3f} %",
+              f"{100 * o['low']:.3f} .. {100 * o['high']:.3f} %"]
+             for name, o in report["outcomes"].items()],
+            right=["count", "share"],
+        ),
+        "",
+        table(
+            ["component", "layer", "faults"],
+            [[f["component"], f["layer"], f["faults"]] for f in report["faults_by"]],
+            right=["faults"],
+        ),
+    ]  # fmt: skip
+    if "curve" in report:
+        hit, curve = report["critical_given_a_flip"], report["curve"]
+        at = curve["ber_at_one_point_drop"]
+        lines += [
+            "",
+            f"P(critical | a flip)       {100 * hit['estimate']:.3f} % "
+            f"({100 * hit['low']:.3f} .. {100 * hit['high']:.3f} %, {hit['flips']} flips)",
+            "accuracy falls by a point  "
+            + (f"at a bit error rate of about {at:.2g}" if at else "nowhere up to the highest rate"),
+        ]
+        if "picture" in curve:
+            lines.append(f"curve                      {curve['picture']}")
+    lines += [f"note: {note}" for note in report["notes"]]
+    return "\n".join(lines)
+
+
+def _describe(faults: dict) -> str:
+    if faults["kind"] == "ber":
+        batch = faults["hw_batch"] or "all"
+        rates = ", ".join(f"{name} {faults[name]:g}" for name in MEMORIES)
+        return f"bit errors, per bit and residency: {rates}; weights written every {batch} image(s)"
+    if faults["kind"] == "seu-rate":
+        return f"single-event upsets, {faults['rate']:g} per register bit and cycle"
+    if faults["kind"] == "explicit":
+        return "; ".join(faults["faults"])
+    return f"one random {faults['kind']}" + (" a trial" if "stuck" in faults["kind"] else " an image")

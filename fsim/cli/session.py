@@ -1,0 +1,147 @@
+"""A network, its data and its machine, made ready; and the task that states them all.
+
+The task of a trace holds what decides its answers. `from_task` builds the same
+session again and refuses weights, data or codes that are not the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from fsim.accel_models.accel import Accel, Buffer
+from fsim.errors import ConfigError, TraceError
+from fsim.nas.data import load_data
+from fsim.nas.zoo import load_model
+from fsim.simulator.capture import capture
+from fsim.simulator.inject import Golden, golden_run
+from fsim.simulator.ops import Program
+from fsim.simulator.quantise import quantise
+from fsim.simulator.sites import Placement
+
+CALIBRATION = 300
+"""Training images that scales are calibrated on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """Everything a run needs.
+
+    identity  JSON values that decide the network's arithmetic and its input
+    """
+
+    placement: Placement
+    images: np.ndarray
+    labels: np.ndarray
+    identity: dict
+    notes: tuple[str, ...]
+
+    @property
+    def program(self) -> Program:
+        return self.placement.program
+
+    def golden(self) -> Golden:
+        """The fault-free run."""
+        return golden_run(self.program, self.images, self.labels)
+
+
+def codes_sha256(program: Program) -> str:
+    """Hash of every code, bias, multiplier and scale of a program."""
+    digest = hashlib.sha256()
+    for op in program.ops:
+        digest.update(f"{type(op).__name__} {op.name} {op.inputs} {op.shape} {op.scale!r}".encode())
+        for name in ("weight", "bias", "multiplier"):
+            if hasattr(op, name):
+                digest.update(np.ascontiguousarray(getattr(op, name)).tobytes())
+        for name in ("lo", "hi", "m0", "m1", "shift", "stride", "padding", "groups"):
+            digest.update(repr(getattr(op, name, None)).encode())
+    return digest.hexdigest()
+
+
+def open_session(
+    model: str,
+    accel: Accel,
+    *,
+    weights: str | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    images: int | None = None,
+    quant_params: dict | None = None,
+    calibration: int = CALIBRATION,
+) -> Session:
+    """Load, quantise and place a network; errors are FsimError with one line each."""
+    loaded = load_model(model, weights)
+    name = data or loaded.default_data
+    if name is None:
+        raise ConfigError(f"--data must be given: {model} does not say which data it takes")
+    test = load_data(name, "test", data_dir, images)
+    train = load_data(name, "train", data_dir, calibration)
+    notes = []
+    if train.split == "all":
+        notes.append(f"{name} has no splits: scales are calibrated on evaluation images")
+    shape = tuple(test.images.shape[1:])
+    if loaded.input_shape is not None and shape != tuple(loaded.input_shape):
+        raise ConfigError(
+            f"images must be {tuple(loaded.input_shape)} for {model}, got {shape} ({name})"
+        )
+    inputs = loaded.preprocessing(test.images).numpy()
+    seen = loaded.preprocessing(train.images).numpy()
+    program = quantise(
+        capture(loaded.model, seen[:1]),
+        seen,
+        accel_bits=accel.operand_bits,
+        acc_bits=accel.acc_bits,
+        unsigned=accel.unsigned_acts,
+        params=quant_params,
+    )
+    notes += [f"not on the array: {op.name} ({op.what})" for op in program.host_ops]
+    identity = {
+        "model": model,
+        "weights": None if weights is None else str(weights),
+        "weights_sha256": loaded.weights_sha256,
+        "data": name,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "data_sha256": test.sha256,
+        "images": len(test),
+        "calibration": calibration,
+        "quant_params": quant_params,
+        "codes_sha256": codes_sha256(program),
+        "accel": asdict(accel),
+        "components": [component.name for component in accel.components],
+        "layers": [op.name for op in program.ops],
+    }
+    labels = np.asarray(test.labels)
+    return Session(Placement(program, accel), inputs, labels, identity, tuple(notes))
+
+
+def from_task(task: dict) -> Session:
+    """The session of a trace's task, checked against the hashes stored in it."""
+    try:
+        described = dict(task["accel"])
+        described["buffers"] = {k: Buffer(**v) for k, v in described["buffers"].items()}
+        described["dataflows"] = tuple(described["dataflows"])
+        accel = Accel(**described)
+        wanted = {key: task[key] for key in ("model", "weights", "data", "data_dir", "images")}
+        session = open_session(
+            wanted.pop("model"),
+            accel,
+            **wanted,
+            quant_params=task["quant_params"],
+            calibration=task["calibration"],
+        )
+    except (KeyError, TypeError) as error:
+        raise TraceError(f"the trace's task must describe a network run, got {error}") from error
+    for key in ("weights_sha256", "data_sha256", "codes_sha256", "components", "layers"):
+        if task.get(key) != session.identity[key]:
+            raise TraceError(
+                f"{key} must be that of the trace, {_short(task.get(key))}, "
+                f"got {_short(session.identity[key])}"
+            )
+    return session
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
