@@ -27,7 +27,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ class Problem:
     weight    int64 codes: conv (o, c / groups, kh, kw), linear (o, f), matmul None
     b_range   matmul: range of the right operand; k: its inner length
     padding   left, right, top, bottom; the code outside the map is 0
+    size      conv: height and width of the map; without it oneDNN is not used
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Problem:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    size: tuple[int, int] | None = None
 
     def bound(self, shift: int = 0) -> int:
         """Largest |sum| over any subset of an output's products.
@@ -145,12 +147,25 @@ def _shift(name: str, problem: Problem) -> int | None:
     if problem.kind == "matmul" or problem.weight.min() < -128 or problem.weight.max() > 127:
         return None
     if name == "onednn":
-        if problem.kind != "conv":
+        if problem.kind != "conv" or not _onednn_geometry(problem):
             return None
         return 0 if 0 <= lo and hi <= 255 else 128 if -128 <= lo and hi <= 127 else None
     if problem.groups > 1:
         return None
     return 0 if -128 <= lo and hi <= 127 else -128 if 0 <= lo and hi <= 255 else None
+
+
+def _onednn_geometry(problem: Problem) -> bool:
+    """Whether oneDNN's int8 convolution is right for these sizes.
+
+    With an output of one column and unequal strides it gave wrong sums, and with
+    windows that lie wholly in the padding it read outside the map (torch 2.13). Here:
+    equal strides, at least two rows and columns of output, a border that it need
+    not imagine wider than a window reaches (`_onednn_conv` lays wider ones out).
+    """
+    if problem.size is None or problem.stride[0] != problem.stride[1]:
+        return False
+    return min(output_size(problem, *problem.size)) >= 2
 
 
 def _provable(name: str, problem: Problem) -> tuple[int, int] | None:
@@ -177,6 +192,9 @@ def choose(problem: Problem) -> Path:
             refused.append(f"{name}: {why}")
             continue
         shift, bound = proof
+        if name == "onednn" and not _agrees(problem, Path(name, shift, bound, "check")):
+            refused.append(f"{name}: wrong on this layer's weights and extreme codes")
+            continue
         reason = f"|sum| <= {bound} <= {LIMITS[name]}"
         if refused:
             reason += "; not " + "; not ".join(refused)
@@ -184,6 +202,23 @@ def choose(problem: Problem) -> Path:
     raise MappingError(
         f"a sum of products must fit 64 bits, got |sum| up to {problem.bound()} ({problem.kind})"
     )
+
+
+def _agrees(problem: Problem, path: Path) -> bool:
+    """oneDNN on the layer's own weights and size, extreme codes, against float64 or loops.
+
+    The proof is about arithmetic; this is about a library that picks one of many
+    routines by geometry.
+    """
+    h, w = problem.size
+    channels = problem.weight.shape[1] * problem.groups
+    dtype = np.uint8 if path.shift == 0 else np.int8
+    rng = np.random.Generator(np.random.PCG64(20))
+    codes = rng.choice(problem.a_range, (2, h, w, channels)).astype(dtype)
+    codes[1, : h // 2] = problem.a_range[1]
+    slow = Path("fp64" if problem.groups == 1 else "int64", 0, problem.bound(), "check")
+    want = (_window_conv(slow, problem) if problem.groups == 1 else _loop_conv(problem))(codes)
+    return np.array_equal(_packed(path, problem)(codes), want)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,19 +257,23 @@ def prepare(problem: Problem, path: str | None = None) -> Exact:
                 f"{problem.bound()} ({problem.kind}, codes {problem.a_range})"
             )
         chosen = Path(path, *proof, reason="asked for")
+    return _packed(chosen, problem)
+
+
+def _packed(path: Path, problem: Problem) -> Exact:
     if problem.kind == "matmul":
-        return Exact(chosen, None, _matmul(chosen.name))
+        return Exact(path, None, _matmul(path.name))
     offset = None
-    if chosen.shift:
+    if path.shift:
         flat = problem.weight.reshape(len(problem.weight), -1)
-        offset = chosen.shift * flat.sum(1).astype(np.int64)
+        offset = path.shift * flat.sum(1).astype(np.int64)
     if problem.kind == "linear":
-        return Exact(chosen, offset, _linear(chosen, problem.weight))
-    if chosen.name == "onednn":
-        return Exact(chosen, offset, _onednn_conv(chosen, problem))
-    if chosen.name == "int64":
-        return Exact(chosen, offset, _loop_conv(problem))
-    return Exact(chosen, offset, _window_conv(chosen, problem))
+        return Exact(path, offset, _linear(path, problem.weight))
+    if path.name == "onednn":
+        return Exact(path, offset, _onednn_conv(path, problem))
+    if path.name == "int64":
+        return Exact(path, offset, _loop_conv(problem))
+    return Exact(path, offset, _window_conv(path, problem))
 
 
 def output_size(problem: Problem, h: int, w: int) -> tuple[int, int]:
@@ -248,7 +287,10 @@ def output_size(problem: Problem, h: int, w: int) -> tuple[int, int]:
 
 def _onednn_conv(path: Path, problem: Problem) -> Callable:
     left, right, top, bottom = problem.padding
-    border = path.shift != 0 or left != right or top != bottom
+    kh, kw = problem.weight.shape[2:]
+    reach = problem.dilation[0] * (kh - 1), problem.dilation[1] * (kw - 1)
+    border = (top, left) != (bottom, right) or top > reach[0] or left > reach[1]
+    border = border or path.shift != 0
     padding = [0, 0] if border else [top, left]
     stride, dilation = list(problem.stride), list(problem.dilation)
     o = len(problem.weight)
@@ -260,8 +302,10 @@ def _onednn_conv(path: Path, problem: Problem) -> Callable:
     convolve = torch.ops.onednn.qconv_pointwise.default
 
     def raw(codes):
+        n, h, w, c = codes.shape
+        if (h, w) != problem.size:
+            raise MappingError(f"the map must be {problem.size} as prepared for, got {(h, w)}")
         if border:
-            n, h, w, c = codes.shape
             framed = np.empty((n, top + h + bottom, left + w + right, c), np.uint8)
             windows.shift_and_pad(codes, (left, top), path.shift, framed)
             codes = framed
@@ -279,11 +323,12 @@ _TYPES = {"int_mm": torch.int8, "fp32": torch.float32, "fp64": torch.float64}
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """A C-contiguous array as a tensor with the strides torch itself would give it.
+    """An array as a C-contiguous tensor with the strides torch itself would give it.
 
     Along an axis of one entry numpy may leave any stride. `torch._int_mm` believes
     it and reads outside the array (torch 2.13, (8, 1) by (1, 8)).
     """
+    array = np.ascontiguousarray(array)
     strides, step = [], 1
     for size in reversed(array.shape):
         strides.append(step)
@@ -404,24 +449,27 @@ def _probe_cases(name: str):
             codes = _patterns(k, lo, hi)
             problem = Problem("linear", (lo, hi), weight)
             if name == "onednn":
-                problem = Problem("conv", (lo, hi), weight.reshape(len(weight), k, 1, 1))
-                codes = codes.reshape(len(codes), 1, 1, k)
+                # Two by two pixels with the same codes: oneDNN is not asked for fewer.
+                filters = weight.reshape(len(weight), k, 1, 1)
+                problem = Problem("conv", (lo, hi), filters, size=(2, 2))
+                codes = np.broadcast_to(codes[:, None, None], (len(codes), 2, 2, k))
             if _provable(name, problem) is None:
                 scale = max(1, -(-problem.bound() // (LIMITS[name] // 2)))
                 smaller = np.sign(weight) * (np.abs(weight) // scale)
-                problem = Problem(problem.kind, (lo, hi), smaller.reshape(problem.weight.shape))
+                smaller = smaller.reshape(problem.weight.shape)
+                problem = replace(problem, weight=smaller)
             if _provable(name, problem) is not None:
-                yield problem, codes.astype(np.uint8 if lo == 0 else np.int8)
+                yield problem, np.ascontiguousarray(codes, np.uint8 if lo == 0 else np.int8)
 
 
 def _run_probe(name: str) -> tuple[int, int]:
     cases = wrong = 0
     for problem, codes in _probe_cases(name):
         got = prepare(problem, name)(codes)
-        rows = codes.reshape(len(codes), -1).astype(np.int64)
-        want = rows @ problem.weight.reshape(len(problem.weight), -1).T
+        weight = problem.weight.reshape(len(problem.weight), -1)
+        want = codes.astype(np.int64) @ weight.T
         cases += want.size
-        wrong += int((got.reshape(want.shape).astype(np.int64) != want).sum())
+        wrong += int((got.astype(np.int64) != want).sum())
     return cases, wrong
 
 

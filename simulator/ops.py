@@ -307,7 +307,7 @@ class Program:
             return exact.Problem("linear", sources[0].range, op.weight)
         return exact.Problem(
             "conv", sources[0].range, op.weight, stride=op.stride, padding=op.padding,
-            dilation=op.dilation, groups=op.groups,
+            dilation=op.dilation, groups=op.groups, size=sources[0].shape[1:],
         )  # fmt: skip
 
     def paths(self) -> list[tuple[str, exact.Path]]:

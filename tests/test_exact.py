@@ -89,13 +89,93 @@ def test_every_provable_path_gives_the_integer_convolution(case):
     want = naive_convolution(codes, weight, stride, padding, dilation, groups)
     problem = exact.Problem(
         "conv", ENDS[kind], weight, stride=stride, padding=padding, dilation=dilation,
-        groups=groups,
+        groups=groups, size=codes.shape[1:3],
     )  # fmt: skip
     paths = provable(problem)
     assert paths[-1][0] == "int64" and exact.choose(problem).name == paths[0][0]
     for name, prepared in paths:
         got = prepared(codes.astype(DTYPES[kind]))
         np.testing.assert_array_equal(got.astype(np.int64), want, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "stride", "padding", "groups"),
+    [
+        # oneDNN 3 (torch 2.13): wrong sums for one column of output with unequal strides
+        ((8, 3), (3, 1, 3, 3), (1, 2), (0, 0, 0, 0), 1),
+        ((8, 2), (8, 1, 1, 2), (1, 2), (0, 0, 0, 0), 4),
+        ((6, 2), (8, 1, 3, 2), (1, 2), (0, 0, 1, 1), 4),
+        # and a crash for windows that lie wholly in the padding
+        ((5, 1), (3, 3, 1, 1), (1, 2), (1, 1, 1, 1), 1),
+        ((8, 1), (3, 3, 3, 1), (2, 2), (1, 1, 0, 0), 1),
+        ((9, 1), (2, 5, 3, 1), (2, 2), (1, 1, 1, 1), 1),
+        ((4, 4), (2, 3, 1, 1), (1, 1), (2, 2, 2, 2), 1),
+        ((6, 6), (4, 2, 3, 3), (2, 2), (3, 3, 4, 4), 2),
+    ],
+)
+def test_sizes_on_which_a_library_routine_fails_take_another_path(
+    size, shape, stride, padding, groups
+):
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-128, 128, shape)
+    for lo, hi, dtype in ((0, 255, np.uint8), (-128, 127, np.int8)):
+        codes = rng.integers(lo, hi + 1, (3, *size, shape[1] * groups)).astype(dtype)
+        want = naive_convolution(codes, weight, stride, padding, (1, 1), groups)
+        problem = exact.Problem(
+            "conv", (lo, hi), weight, stride=stride, padding=padding, groups=groups, size=size
+        )
+        np.testing.assert_array_equal(exact.prepare(problem)(codes), want)
+        if stride[0] != stride[1] or min(want.shape[1:3]) < 2:
+            with pytest.raises(ConfigError, match="got 'onednn'"):
+                exact.prepare(problem, "onednn")
+
+
+@pytest.mark.parametrize(("padding", "framed"), [(1, False), (2, False), (3, True)])
+def test_onednn_never_imagines_a_border_wider_than_a_window_reaches(monkeypatch, padding, framed):
+    calls = []
+    real = exact.windows.shift_and_pad
+    monkeypatch.setattr(exact.windows, "shift_and_pad", lambda *a: calls.append(a[1]) or real(*a))
+    weight = np.random.default_rng(0).integers(-128, 128, (4, 2, 3, 3))
+    codes = np.random.default_rng(1).integers(0, 256, (2, 6, 6, 2)).astype(np.uint8)
+    problem = exact.Problem("conv", (0, 255), weight, padding=(padding,) * 4, size=(6, 6))
+    prepared = exact.prepare(problem)
+    np.testing.assert_array_equal(
+        prepared(codes), naive_convolution(codes, weight, (1, 1), (padding,) * 4, (1, 1), 1)
+    )
+    if prepared.path.name == "onednn":
+        assert bool(calls) == framed
+
+
+def test_a_layer_that_onednn_gets_wrong_takes_another_path(monkeypatch):
+    real = exact._onednn_conv
+
+    def almost(path, problem):
+        raw = real(path, problem)
+
+        def wrong(codes):
+            sums = raw(codes)
+            sums[-1, -1, -1, -1] += 1
+            return sums
+
+        return wrong
+
+    problem = exact.Problem("conv", (0, 255), np.ones((2, 3, 1, 1), np.int64), size=(4, 4))
+    before = exact.choose(problem)
+    monkeypatch.setattr(exact, "_onednn_conv", almost)
+    if before.name == "onednn":
+        exact._probed("onednn")  # found right before this test broke it
+        after = exact.choose(problem)
+        assert after.name != "onednn" and "wrong on this layer's weights" in after.reason
+    assert exact.prepare(problem)(np.full((1, 4, 4, 3), 9, np.uint8)).tolist() == [
+        [[[27] * 2] * 4] * 4
+    ]
+
+
+def test_a_map_of_another_size_than_prepared_for_is_refused():
+    problem = exact.Problem("conv", (0, 255), np.ones((2, 3, 1, 1), np.int64), size=(4, 4))
+    if exact.choose(problem).name == "onednn":
+        with pytest.raises(MappingError, match=r"must be \(4, 4\)"):
+            exact.prepare(problem)(np.zeros((1, 4, 5, 3), np.uint8))
 
 
 @settings(max_examples=40, deadline=None)
@@ -238,7 +318,9 @@ for lo, hi, dtype in ((0, 255, np.uint8), (-128, 127, np.int8)):
     for k in (1, 7, 16):
         weight = rng.choice([-128, 127], (8, k, 3, 3)).astype(np.int64)
         codes = rng.choice([lo, hi], (2, 6, 6, k)).astype(dtype)
-        prepared = exact.prepare(exact.Problem("conv", (lo, hi), weight, padding=(1, 1, 1, 1)))
+        padding, size = (1, 1, 1, 1), (6, 6)
+        problem = exact.Problem("conv", (lo, hi), weight, padding=padding, size=size)
+        prepared = exact.prepare(problem)
         wide = np.zeros((2, 8, 8, k), np.int64)
         wide[:, 1:7, 1:7] = codes
         want = np.zeros((2, 6, 6, 8), np.int64)

@@ -14,6 +14,7 @@ from torch import nn
 from fsim.errors import ConfigError
 from fsim.simulator import program as P
 from fsim.simulator.capture import capture, forward
+from fsim.simulator.kernels import requantise as kernels
 from fsim.simulator.quantise import quantise
 from tests.test_exact import naive_convolution
 
@@ -305,6 +306,93 @@ def test_matrix_products_of_heads_run_on_the_array_in_the_networks_order():
     assert [op.layout for op in products] == [(2, 9, 9), (2, 9, 4)]
     assert program.op("embed").layout == (3, 3, 8)
     assert [op.name for op in program.host_ops] == []
+
+
+class Reuse(nn.Module):
+    """A slice that is read again after two more maps of its source's size were made."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))
+
+    def forward(self, x):
+        a = self.a(x)
+        cut = a[:, :, ::2, ::2]
+        return self.d(self.c(self.b(a)))[:, :, ::2, ::2] + cut
+
+
+def test_a_slice_keeps_its_source_alive():
+    torch.manual_seed(0)
+    images = torch.randn(6, 4, 8, 8).numpy()
+    program = quantise(capture(Reuse(), images), images)
+    want = naive_run(program, images)[-1].reshape(len(images), -1)
+    for _ in range(2):  # the second time every buffer is a used one
+        np.testing.assert_array_equal(P.run(program, images).acc, want)
+
+
+ALL_CODES = np.arange(-128, 128, dtype=np.int8)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3, 15, 22])
+@pytest.mark.parametrize(("m0", "m1"), [(1, 0), (1, 1), (3, -2), (0, 5), (32767, 32767), (-7, 1)])
+def test_integer_rounding_is_half_to_even_for_every_pair_of_codes(m0, m1, shift):
+    a, b = (np.ascontiguousarray(v).reshape(-1) for v in np.meshgrid(ALL_CODES, ALL_CODES))
+    lo, hi = -100, 101
+    total = m0 * a.astype(np.int64) + m1 * b.astype(np.int64)
+    below, rest = total >> shift, total & ((1 << shift) - 1)
+    half = 1 << (shift - 1)
+    up = (rest > half) | ((rest == half) & (below & 1 == 1))
+    want = np.clip(below + up, lo, hi)
+    out = np.empty(len(a), np.int8)
+    kernels.add_wide(a, b, m0, m1, shift, lo, hi, out)
+    np.testing.assert_array_equal(out, want)
+    f = np.float32
+    for run, more in ((kernels.add_narrow, ()), (kernels.add_narrow_parallel, (3,))):
+        out[:] = 99
+        run(a, b, f(m0), f(m1), f(2.0**-shift), f(lo), f(hi), out, *more)
+        np.testing.assert_array_equal(out, want)
+    if m1 == 0:
+        kernels.rescale(a, m0, shift, lo, hi, out)
+        np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize("acc_bits", [12, 32])
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_requantisation_is_one_product_rounded_half_to_even(channels, acc_bits):
+    """All three kernels, against the float32 product held exactly in float64."""
+    rng = np.random.default_rng(channels)
+    rows = 1700  # more than one tile, and not a whole number of them
+    multiplier = rng.choice([0.5, 0.25, 1.5, 0.0123, 2.0**-9, 3e-3], channels).astype(np.float32)
+    bias = rng.integers(-500, 500, channels)
+    most = 2**11 - 501 if acc_bits == 12 else 2**23
+    acc = rng.integers(-most, most, (rows, channels))
+    acc[:200] = rng.integers(-400, 400, (200, channels))  # many ties
+    # float32 products of 24 by 24 bits need 48: float64 holds them, then one rounding
+    product = ((acc + bias).astype(np.float64) * multiplier).astype(np.float32)
+    want = np.clip(np.rint(product), -128, 127).astype(np.int8)
+    lo, hi = np.float32(-128), np.float32(127)
+    tiles = [kernels.tiled(v.astype(np.float32)) for v in (bias, multiplier)]
+    out = np.empty((rows, channels), np.int8)
+    flat = acc.astype(np.float32).reshape(-1)
+    kernels.requantise_float(flat, *tiles, lo, hi, out.reshape(-1))
+    np.testing.assert_array_equal(out, want)
+    out[:] = 99
+    kernels.requantise_float_parallel(flat, *tiles, lo, hi, out.reshape(-1), 3)
+    np.testing.assert_array_equal(out, want)
+    for dtype in (np.float32, np.int32, np.int64):
+        # whole turns of the accumulator change nothing
+        turned = acc + (2**acc_bits if dtype == np.int64 else 0)
+        kernels.requantise_integer(turned.astype(dtype), bias, multiplier, acc_bits, lo, hi, out)
+        np.testing.assert_array_equal(out, want)
+    index = rng.permutation(acc.size)[:100]
+    out[:] = 99
+    kernels.requantise_at(
+        index, (acc + bias + 2**acc_bits).reshape(-1)[index], multiplier, acc_bits, lo, hi,
+        out.reshape(-1),
+    )  # fmt: skip
+    sparse = np.full(acc.size, 99)
+    sparse[index] = want.reshape(-1)[index]
+    np.testing.assert_array_equal(out.reshape(-1), sparse)
 
 
 # --- hooks --------------------------------------------------------------------------------
