@@ -232,15 +232,16 @@ class FaultHooks:
         return cache[op.index]
 
     def _expand(self, index: np.ndarray, walked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows for all images repeated for each image that takes the fast way."""
+        """Rows for all images repeated for each image that takes the fast way, order kept."""
         slot = self.batch.slot[index]
         every = slot < 0
         if not every.any():
             return index, slot
         images = np.flatnonzero(~walked)
-        repeated = np.repeat(index[every], len(images))
-        slots = np.tile(images, int(every.sum()))
-        return np.concatenate([index[~every], repeated]), np.concatenate([slot[~every], slots])
+        times = np.where(every, len(images), 1)
+        slots = np.repeat(slot, times)
+        slots[slots < 0] = np.tile(images, int(every.sum()))
+        return np.repeat(index, times), slots
 
     def _weight_errors(self, op, index, walked):
         """(image, output, k, delta) of wrong weights, sorted by (image, output)."""
