@@ -65,6 +65,7 @@ __all__ = [
     "Relu",
     "Result",
     "Slice",
+    "SplitHooks",
     "code_dtype",
     "code_range",
     "fixed_point",
@@ -73,7 +74,7 @@ __all__ = [
 ]
 
 CHUNK = 128
-"""Images that go through the network together when no hooks are given."""
+"""Images that go through the network together, unless hooks want to see all."""
 
 
 class Hooks(Protocol):
@@ -103,6 +104,21 @@ class Hooks(Protocol):
                 holding integers, WITHOUT bias, not yet wrapped; read only
         Returns None, or (flat index into acc, int64; final accumulators with the
         bias included, int64) of the outputs that differ.
+        """
+
+
+class SplitHooks(Hooks, Protocol):
+    """Hooks that can be told which images they get.
+
+    Hooks without `part` see all images of a run at once, one operation after the
+    other, and threads share the work of each operation. With it the images go
+    through the network in chunks, on as many threads at the same time as asked for.
+    """
+
+    def part(self, begin: int, end: int) -> Hooks:
+        """Hooks for images [begin, end) of the run, which they number from 0.
+
+        Called from several threads, and what it returns is used by one.
         """
 
 
@@ -178,7 +194,7 @@ def run(
     program: Program,
     images: np.ndarray | None = None,
     *,
-    hooks: Hooks | None = None,
+    hooks: Hooks | SplitHooks | None = None,
     start: tuple[int, Mapping[int, np.ndarray]] | None = None,
     keep: Collection[int] = (),
     keep_acc: Collection[int] = (),
@@ -188,13 +204,14 @@ def run(
     """Codes through the network.
 
     images   (n, c, h, w) float32, or the input's codes (n, h, w, c) of any integer type
-    hooks    faults; they see the whole batch at once, so `n` sets the memory
+    hooks    faults; `SplitHooks` run on several threads, others see all images at once
     start    (index, codes of earlier operations): operations before `index` are not
              run and the given codes, `program.live(index)` at least, stand for
              them; `images` is then not needed
     keep     operations whose codes are returned; keep_acc the same for sums
     threads  None leaves torch's and numba's settings
-    chunk    images that go through together (default: up to 128, with hooks all of them)
+    chunk    images that go through together (default: up to 128); hooks without
+             `part` always get all of them
 
     Raises ConfigError if the images do not fit the network or are not finite.
     """
@@ -208,24 +225,25 @@ def run(
             raise ConfigError(f"start={first} needs the codes of operations {missing} as well")
         count = len(next(iter(given.values())))
     wanted = threads or torch.get_num_threads()
-    step = chunk or (_step(count, wanted) if hooks is None else max(count, 1))
+    whole = hooks is not None and not hasattr(hooks, "part")
+    step = max(count, 1) if whole else chunk or _step(count, wanted)
 
     def part(begin: int) -> Result:
-        piece = slice(begin, begin + step)
-        codes = {i: array[piece] for i, array in given.items()}
-        source = images[piece] if first == 0 else None
-        return _run_part(program, source, hooks, first, codes, set(keep), set(keep_acc))
+        end = min(begin + step, count)
+        codes = {i: array[begin:end] for i, array in given.items()}
+        source = images[begin:end] if first == 0 else None
+        mine = hooks if whole or hooks is None else hooks.part(begin, end)
+        return _run_part(program, source, mine, first, codes, set(keep), set(keep_acc))
 
     begins = range(0, max(count, 1), step)
-    if hooks is None and wanted > 1 and len(begins) > 1:
-        for op in program.array_ops:
-            program.ready(op)  # packed once, here, and not by two workers at a time
-        # One thread takes images through the whole network: no barrier between
-        # operations, where a thread that another job holds up would stop the rest.
-        with _threads(wanted):  # a worker's start may change torch's own setting
+    with _threads(wanted):
+        if wanted > 1 and len(begins) > 1 and kernels.concurrent():
+            for op in program.array_ops:
+                program.ready(op)  # packed once, here, and not by two workers at a time
+            # One thread takes images through the whole network: no barrier between
+            # operations, where a thread that another job holds up would stop the rest.
             parts = list(_workers(wanted).map(part, begins))
-    else:
-        with _threads(wanted):
+        else:
             parts = [part(begin) for begin in begins]
     if len(parts) == 1:
         return parts[0]

@@ -498,6 +498,50 @@ def test_a_struck_code_travels_as_if_the_network_had_made_it(network):
     assert checked == len([op for op in program.array_ops if op is not program.ops[-1]])
 
 
+class PerImage:
+    """Flips a bit of a different word of operation `index` in every image."""
+
+    def __init__(self, index, first=0, count=None):
+        self.index, self.first, self.count = index, first, count
+        self.seen = []
+
+    def part(self, begin, end):
+        assert self.first == 0
+        return PerImage(self.index, begin, end - begin)
+
+    def stored(self, op, codes):
+        if self.count is not None:
+            assert len(codes) == self.count
+        if op.index == self.index:
+            for i, image in enumerate(codes):
+                image.reshape(-1)[(self.first + i) % image.size] ^= 4
+
+    def loaded(self, op, slot, codes):
+        return codes
+
+    def accumulated(self, op, inputs, acc):
+        if op.index != self.index:
+            return None
+        per_image = acc.size // len(acc)
+        flat = np.arange(len(acc)) * per_image
+        return flat, np.arange(self.first, self.first + len(acc)) * 1000
+
+
+class PerImageWhole(PerImage):
+    part = property()  # hasattr is False: these want all images at once
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("chunk", [None, 1, 7])
+def test_hooks_that_can_be_split_give_the_same_in_parts(network, threads, chunk):
+    _, _, images, _, program = network
+    for op in program.array_ops:
+        want = P.run(program, images, hooks=PerImageWhole(op.index), threads=1)
+        got = P.run(program, images, hooks=PerImage(op.index), threads=threads, chunk=chunk)
+        np.testing.assert_array_equal(got.acc, want.acc)
+        assert (want.acc != P.run(program, images).acc).any()
+
+
 def test_a_load_fault_reaches_one_reader_only():
     _, images, _, program = build("mobile")
     readers = [op for op in program.ops if program.op("point").index in op.inputs]

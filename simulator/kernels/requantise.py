@@ -10,6 +10,8 @@ The one rounding rule is round half to even. A float32 product is rounded once
 
 from __future__ import annotations
 
+import functools
+
 import numba
 import numpy as np
 
@@ -247,3 +249,15 @@ def set_threads(count: int) -> int:
 def threads() -> int:
     """Threads that parallel kernels called from this thread use."""
     return numba.get_num_threads()
+
+
+@functools.lru_cache(maxsize=1)
+def concurrent() -> bool:
+    """Whether several threads may call parallel kernels at the same time.
+
+    Numba's own "workqueue" layer, its last resort where no OpenMP or TBB library
+    is found, ends the process when they do.
+    """
+    one = np.zeros(1, np.int64)
+    rescale(one, 1, 1, 0, 0, one)  # numba picks its layer at the first launch
+    return numba.threading_layer() != "workqueue"
