@@ -40,7 +40,7 @@ import numpy as np
 
 from fsim.accel_models.accel import Accel
 from fsim.accel_models.plan import ceil_div
-from fsim.errors import ConfigError, MappingError
+from fsim.errors import ConfigError, FaultError, MappingError
 
 from .lower import Lowered, lower, word_addresses
 from .ops import ArrayOp, Concat, MatMul, Op, Program
@@ -389,3 +389,51 @@ def select(
             if (wanted is None or site.layer in wanted) and site.component_name in names
         ),
     )
+
+
+def check_rows(placement: Placement, rows: np.ndarray, images: int) -> None:
+    """FAULT rows from a file must lie in the placement; FaultError otherwise.
+
+    Everything that addresses an array is checked here, once, so that kernels need not.
+    """
+    accel, program = placement.accel, placement.program
+    kinds = np.array([component.kind == "memory" for component in accel.components])
+
+    def refuse(bad: np.ndarray, what: str, values: np.ndarray) -> None:
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise FaultError(f"{what}, got {int(values[at])} (fault row {at})")
+
+    component = rows["component"]
+    outside = (component < 0) | (component >= len(kinds))
+    refuse(outside, f"component must be in 0..{len(kinds) - 1}", component)
+    refuse((rows["image"] < -1) | (rows["image"] >= images), f"image must be -1..{images - 1}",
+           rows["image"])  # fmt: skip
+    last = len(program.ops) - 1
+    memory = kinds[component]
+    low = np.where(memory, 0, -1)
+    refuse((rows["layer"] < low) | (rows["layer"] > last), f"layer must be in 0..{last}",
+           rows["layer"])  # fmt: skip
+    for name, size in (("row", accel.rows), ("col", accel.cols)):
+        bad = ~memory & ((rows[name] < 0) | (rows[name] >= size))
+        refuse(bad, f"{name} must be in 0..{size - 1}", rows[name])
+    refuse(~memory & (rows["word"] != -1), "word of a register must be -1", rows["word"])
+    refuse((rows["effect"] < 0) | (rows["effect"] > 1), "effect must be 0 or 1", rows["effect"])
+    names = {component.name: i for i, component in enumerate(accel.components)}
+    limits: dict[tuple[int, int], tuple[int, int]] = {}
+    for block in placement.blocks:
+        key = (names[block.component], block.layer)
+        if block.word is None:
+            end = block.first + int(block.residencies)
+        else:
+            end = int(block.residency.max()) + 1
+        words, most = limits.get(key, (0, 0))
+        limits[key] = max(words, block.words), max(most, end)
+    keys = component.astype(np.int64) * (last + 1) + rows["layer"]
+    for key in np.unique(keys[memory]):
+        words, most = limits.get((int(key) // (last + 1), int(key) % (last + 1)), (0, 0))
+        mine = memory & (keys == key)
+        bad = (rows["word"] < 0) | (rows["word"] >= words)
+        refuse(mine & bad, f"word must be in 0..{words - 1}", rows["word"])
+        bad = (rows["first"] < 0) | (rows["first"] >= most)
+        refuse(mine & bad, f"residency must be in 0..{most - 1}", rows["first"])

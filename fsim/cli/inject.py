@@ -152,7 +152,8 @@ class Progress:
 @click.option("--trace", type=click.Path(path_type=Path), help="Write all faults and outcomes.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished --trace.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing --trace.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json and the curve.")
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Folder for report.json and the curve.")
 @click.option("--curve/--no-curve", default=True, help="With --ber: P(critical | a flip) and the "
               "rate at which accuracy falls by one point.")
 @click.option("--backend", type=click.Choice(["auto", "tile", "reference"]), default="auto",
@@ -243,8 +244,8 @@ def _plan(session, space, described, trials) -> dict:
         writes = {"weights": -(-images // hw_batch), "acts": images, "psums": images}
         flips = sum(described[name] * bits * writes[name] for name, bits in exposed.items())
     elif described["kind"] == "seu-rate":
-        bits = sum(s.sites for s in space.registers
-                   if session.placement.accel.components[s.component].kind == "register")  # fmt: skip
+        kinds = [component.kind for component in session.placement.accel.components]
+        bits = sum(s.sites for s in space.registers if kinds[s.component] == "register")
         flips = described["rate"] * bits * images
     elif described["kind"] == "explicit":
         flips = len(described["faults"])
@@ -252,7 +253,9 @@ def _plan(session, space, described, trials) -> dict:
         flips = 1 if described["kind"].startswith("stuck") else images
     plan["expected_faults_per_trial"] = flips
     largest = max(int(_product(op.shape)) for op in session.program.ops)
-    plan["memory_mib"] = round((flips * 250 + 128 * largest * 16 + session.images.nbytes) / 2**20, 1)
+    # Rows with their sorted copies, a batch of the largest tensor, the images.
+    memory = flips * 250 + 128 * largest * 16 + session.images.nbytes
+    plan["memory_mib"] = round(memory / 2**20, 1)
     return plan
 
 
@@ -361,7 +364,7 @@ def _open_trace(trace, task, resume, overwrite):
     from fsim.machine import cpu_model, cpus
     from fsim.simulator.trace import TraceWriter
 
-    provenance = {"fsim": __version__, "torch": torch.__version__, "numpy": numpy.__version__,
+    provenance = {"fsim": __version__, "torch": str(torch.__version__), "numpy": numpy.__version__,
                   "numba": numba.__version__, "cpu": cpu_model(), "cpus": cpus(),
                   "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}  # fmt: skip
     writer = TraceWriter(trace, task, provenance, resume=resume, overwrite=overwrite)
@@ -374,7 +377,7 @@ def _recall(trace, writer, done, outcomes, accuracy, struck, golden, names, laye
 
     from fsim.simulator.trace import read_trace
 
-    for part in writer.files():
+    for part in writer.files:
         stored = read_trace(part)
         for trial in stored.trials["trial"]:
             mine = stored.outcomes[stored.outcomes["trial"] == trial]
@@ -395,15 +398,15 @@ def _count(struck: Counter, rows, names, layers) -> None:
             struck[names[component], where] += int(count)
 
 
-def outcome_rows(result, golden):
-    """The OUTCOME rows of a trial."""
+def outcome_rows(result, golden, count=None):
+    """The OUTCOME rows of a trial over the first `count` images (default: all)."""
     import numpy as np
 
     from fsim.simulator.trace import OUTCOME, tensor_digest
 
     rows = np.zeros(len(result.outcome), OUTCOME)
     rows["trial"], rows["image"] = result.trial, np.arange(len(rows))
-    rows["label"], rows["golden"] = golden.labels, golden.top1
+    rows["label"], rows["golden"] = golden.labels[:count], golden.top1[:count]
     rows["faulty"], rows["outcome"] = result.top1, result.outcome
     rows["digest"] = tensor_digest(result.acc)
     return rows
@@ -440,8 +443,12 @@ def _add_curve(report, session, space, golden, chosen, seed, out) -> None:
                          for name, (k, n) in sorted(split.items())},
     }  # fmt: skip
     found = quick_curve(space, golden, chosen, seed=seed)
-    report["curve"] = {"ber": list(found.ber), "accuracy": list(found.accuracy),
-                       "images": found.images, "ber_at_one_point_drop": found.ber_at_drop}  # fmt: skip
+    report["curve"] = {
+        "ber": list(found.ber),
+        "accuracy": list(found.accuracy),
+        "images": found.images,
+        "ber_at_one_point_drop": found.ber_at_drop,
+    }
     if out is not None:
         from fsim.files import atomic_write
 
@@ -493,7 +500,7 @@ def _text(report: dict, session) -> str:
             f"P(critical | a flip)       {100 * hit['estimate']:.3f} % "
             f"({100 * hit['low']:.3f} .. {100 * hit['high']:.3f} %, {hit['flips']} flips)",
             "accuracy falls by a point  "
-            + (f"at a bit error rate of about {at:.2g}" if at else "nowhere up to the highest rate"),
+            + (f"at a bit error rate of about {at:.2g}" if at else "nowhere up to a rate of 0.1"),
         ]
         if "picture" in curve:
             lines.append(f"curve                      {curve['picture']}")
@@ -510,4 +517,5 @@ def _describe(faults: dict) -> str:
         return f"single-event upsets, {faults['rate']:g} per register bit and cycle"
     if faults["kind"] == "explicit":
         return "; ".join(faults["faults"])
-    return f"one random {faults['kind']}" + (" a trial" if "stuck" in faults["kind"] else " an image")
+    each = "trial" if faults["kind"].startswith("stuck") else "image"
+    return f"one random {faults['kind']} for each {each}"

@@ -1,0 +1,83 @@
+"""`fsim replay`: recompute every outcome of a trace from its rows alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from fsim.cli.options import json_option, threads_option, use_threads
+from fsim.cli.tables import pairs, print_json
+
+
+@click.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--backend", type=click.Choice(["auto", "tile", "reference"]), default="auto",
+              help="reference: a sample of trials and images, cycle by cycle in plain Python.")
+@click.option("--sample", type=click.IntRange(1), help="Only this many trials (reference: 1) ...")
+@click.option("--sample-images", type=click.IntRange(1), help="... and images (reference: 4).")
+@threads_option
+@json_option
+def replay(trace, backend, sample, sample_images, threads, as_json):  # fmt: skip
+    """Recompute the outcomes of TRACE from its fault rows and report any difference.
+
+    Draws nothing. Exit code 1 if a class, an outcome or the last integer tensor differs.
+    """
+    from fsim.simulator.trace import read_trace
+
+    stored = read_trace(trace)
+    use_threads(threads)
+    import numpy as np
+
+    from fsim.cli.inject import outcome_rows
+    from fsim.cli.session import from_task
+    from fsim.simulator.inject import run_rows
+    from fsim.simulator.sites import check_rows
+
+    session = from_task(stored.task)
+    check_rows(session.placement, stored.faults, len(session.images))
+    golden = session.golden()
+    trials = stored.trials["trial"]
+    if backend == "reference":
+        sample, sample_images = sample or 1, sample_images or 4
+    trials = trials[:sample]
+    count = min(sample_images or len(session.images), len(session.images))
+    hw_batch = stored.task.get("faults", {}).get("hw_batch", 1)
+    differences = []
+    checked = 0
+    for trial in trials:
+        result = run_rows(
+            session.placement, golden, stored.faults_of(int(trial)), trial=int(trial),
+            hw_batch=hw_batch, backend=backend, count=count,
+        )  # fmt: skip
+        mine = stored.outcomes[stored.outcomes["trial"] == trial]
+        mine = mine[mine["image"] < count]
+        again = outcome_rows(result, golden, count)
+        if len(mine) != len(again):
+            differences.append({"trial": int(trial), "image": -1, "column": "image",
+                                "stored": len(mine), "recomputed": len(again)})  # fmt: skip
+            continue
+        for column in mine.dtype.names:
+            for at in np.flatnonzero(mine[column] != again[column]):
+                differences.append({
+                    "trial": int(trial), "image": int(mine["image"][at]), "column": column,
+                    "stored": int(mine[column][at]), "recomputed": int(again[column][at]),
+                })  # fmt: skip
+        checked += len(again)
+    report = {"trace": str(trace), "trials": len(trials), "inferences": checked,
+              "backend": backend, "differences": len(differences),
+              "first": differences[:10]}  # fmt: skip
+    if as_json:
+        print_json(report)
+    else:
+        rows = [("trace", trace), ("trials", len(trials)), ("inferences", checked),
+                ("differences", len(differences))]  # fmt: skip
+        click.echo(pairs(rows))
+        for d in differences[:10]:
+            click.echo(
+                f"trial {d['trial']} image {d['image']}: {d['column']} stored {d['stored']}, "
+                f"recomputed {d['recomputed']}"
+            )
+    if differences:
+        sys.exit(1)
