@@ -10,7 +10,6 @@ a full disk, and no reader ever sees half a file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,44 +22,49 @@ import h5py
 import numpy as np
 
 from fsim.errors import TraceError, TraceTooNewError
-from fsim.types import FAULT
+from fsim.simulator.trace_format import (
+    ENCODING_TYPE,
+    ENCODING_VERSION,
+    GROUPS,
+    MAX_JSON_BYTES,
+    OUTCOME,
+    OUTCOME_CODES,
+    TRIALS,
+    ContentDigest,
+    canonical_json,
+    check_tables,
+    checked_batch,
+    first_difference,
+    hash_task,
+    tensor_digest,
+)
+
+__all__ = [
+    "ENCODING_VERSION",
+    "OUTCOME",
+    "OUTCOME_CODES",
+    "TRIALS",
+    "Trace",
+    "TraceWriter",
+    "canonical_json",
+    "hash_task",
+    "read_trace",
+    "tensor_digest",
+]
 
 try:
     import fcntl
 except ImportError:  # no advisory locks on this platform
     fcntl = None
 
-ENCODING_TYPE = "fsim-trace"
-ENCODING_VERSION = 1
-
-OUTCOME = np.dtype(
-    [
-        ("trial", "<i8"),  # index of the trial
-        ("image", "<i4"),  # index of the image in the run
-        ("label", "<i4"),  # true class; -1 if unknown
-        ("golden", "<i4"),  # top-1 class without faults
-        ("faulty", "<i4"),  # top-1 class with the trial's faults; -1 if there is none
-        ("outcome", "u1"),  # code of statistics.Outcome
-        ("digest", "<u8"),  # tensor_digest of the faulty last integer tensor
-    ]
-)
-"""One row a (trial, image)."""
-
-TRIALS = np.dtype([("trial", "<i8"), ("n_faults", "<i4"), ("rows_digest", "<u8")])
-"""One row a trial, trials without any fault included."""
-
-GROUPS = {"faults": FAULT, "outcomes": OUTCOME, "trials": TRIALS}
-OUTCOME_CODES = 6
-
 CHUNK_ROWS = 65536
 MAX_CHUNK_ROWS = 1 << 20  # readers refuse more: one chunk must fit in memory
-MAX_JSON_BYTES = 64 << 20
 MAX_BYTES = 8 << 30
 _MERGE_BYTES = 512 << 20  # uncompressed columns held at a time while merging
 _FILTERS = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32]
 
 # What h5py and json raise on files that are not what they claim to be.
-_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, MemoryError)
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -82,113 +86,19 @@ class Trace:
 
     def faults_of(self, trial: int) -> np.ndarray:
         """The FAULT rows of one trial."""
-        begin, end = np.searchsorted(self.faults["trial"], [trial, trial + 1])
+        numbers = self.faults["trial"]
+        begin = np.searchsorted(numbers, trial, side="left")
+        end = np.searchsorted(numbers, trial, side="right")
         return self.faults[begin:end]
-
-
-def canonical_json(value: dict, what: str = "task") -> bytes:
-    """ASCII JSON with sorted keys and no spaces. TraceError if `value` has no such form."""
-
-    def check(node, where):
-        if isinstance(node, dict):
-            for key, item in node.items():
-                if not isinstance(key, str):
-                    raise TraceError(f"keys of {where} must be strings, got {key!r}")
-                check(item, f"{where}.{key}")
-        elif isinstance(node, (list, tuple)):
-            for i, item in enumerate(node):
-                check(item, f"{where}[{i}]")
-        elif isinstance(node, float) and not np.isfinite(node):
-            raise TraceError(f"{where} must be finite, got {node!r}")
-        elif node is not None and type(node) not in (str, int, float, bool):
-            raise TraceError(
-                f"{where} must be a string, number, boolean, list, dict or None, "
-                f"got {type(node).__name__}"
-            )
-
-    if not isinstance(value, dict):
-        raise TraceError(f"{what} must be a dict, got {type(value).__name__}")
-    check(value, what)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
-    if len(text) > MAX_JSON_BYTES:
-        raise TraceError(f"{what} must take at most {MAX_JSON_BYTES} bytes as JSON")
-    return text
-
-
-def hash_task(task: dict) -> str:
-    """SHA-256 of the canonical JSON of `task`, hexadecimal."""
-    return hashlib.sha256(canonical_json(task)).hexdigest()
-
-
-def tensor_digest(tensors: np.ndarray) -> np.ndarray:
-    """64-bit digests of integer tensors, (images,) uint64.
-
-    tensors (images, ...) integers. BLAKE2b with 8 bytes over the values as
-    little-endian int64 in C order; the digest is read as little-endian too.
-    """
-    rows = np.ascontiguousarray(tensors, "<i8").reshape(len(tensors), -1)
-    digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in rows)
-    return np.frombuffer(digests, "<u8").copy()
-
-
-def _rows_digests(faults: np.ndarray, n_faults: np.ndarray) -> np.ndarray:
-    """BLAKE2b-64 of the bytes of each trial's rows; `faults` holds the trials in order."""
-    ends = np.cumsum(n_faults, dtype=np.int64) * FAULT.itemsize
-    data = memoryview(np.ascontiguousarray(faults).view(np.uint8))
-    begin, digests = 0, []
-    for end in ends.tolist():
-        digests.append(hashlib.blake2b(data[begin:end], digest_size=8).digest())
-        begin = end
-    return np.frombuffer(b"".join(digests), "<u8").copy()
-
-
-def _first_difference(stored, given, where="task") -> str | None:
-    """The first field in which two JSON values differ, with both values."""
-    if isinstance(stored, dict) and isinstance(given, dict):
-        for key in sorted(stored.keys() | given.keys()):
-            if key not in stored or key not in given:
-                side = "only now" if key in given else "only in the stored trace"
-                return f"{where}.{key} is {side}"
-            found = _first_difference(stored[key], given[key], f"{where}.{key}")
-            if found:
-                return found
-        return None
-    if isinstance(stored, list) and isinstance(given, list) and len(stored) == len(given):
-        for i, (a, b) in enumerate(zip(stored, given)):
-            found = _first_difference(a, b, f"{where}[{i}]")
-            if found:
-                return found
-        return None
-    if type(stored) is type(given) and stored == given:
-        return None
-    return f"{where} was {json.dumps(stored)[:80]}, now {json.dumps(given)[:80]}"
 
 
 # Writing
 
 
-class _ContentDigest:
-    """BLAKE2b-256 over every value of a trace, each with its name, type and length."""
-
-    def __init__(self):
-        self._hash = hashlib.blake2b(digest_size=32)
-
-    def column(self, group: str, name: str, values: np.ndarray) -> None:
-        self._hash.update(f"{group}/{name} {values.dtype.str} {len(values)}\n".encode())
-        self._hash.update(np.ascontiguousarray(values).data)
-
-    def text(self, name: str, data: bytes) -> None:
-        self._hash.update(f"{name} {len(data)}\n".encode())
-        self._hash.update(data)
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
-
-
 def _file_image(columns, task_json: bytes, provenance_json: bytes) -> bytes:
     """The bytes of a trace. columns yields (group, name, values) in the order of GROUPS."""
     options = dict(compression="gzip", compression_opts=1, shuffle=True, fletcher32=True)
-    digest = _ContentDigest()
+    digest = ContentDigest()
     with h5py.File(
         "fsim-trace", "w", driver="core", backing_store=False, libver=("earliest", "v110")
     ) as file:
@@ -308,7 +218,8 @@ class TraceWriter:
         self._provenance_json = canonical_json(provenance, "provenance")
         self._overwrite = overwrite
         self._lock = None
-        self._closed = False
+        self._open = True
+        self._finished = False
         if self.path.exists() and not (resume or overwrite):
             raise TraceError(f"{self.path} exists already: resume it, overwrite it or name another")
         if _shards(self._parts_dir) and not (resume or overwrite):
@@ -323,7 +234,7 @@ class TraceWriter:
                         shard.unlink()
             self._parts, self._stored = _stored(self.path, task, finished=not overwrite)
         except BaseException:
-            self._release_lock()
+            self.abandon()
             raise
 
     @staticmethod
@@ -333,6 +244,11 @@ class TraceWriter:
         TraceError, naming the first field that differs, if they belong to another task.
         """
         return _stored(Path(path), task)[1]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the trials written so far; each is a trace of its own."""
+        return tuple(self._parts)
 
     @property
     def stored_trials(self) -> np.ndarray:
@@ -348,9 +264,9 @@ class TraceWriter:
         TraceError if a trial is stored already, if a row belongs to a trial
         without outcome, or if the shard cannot be written (then nothing changes).
         """
-        if self._closed:
-            raise TraceError(f"{self.path} is closed: no trial can be added")
-        faults, outcomes, trials = _checked_batch(faults, outcomes)
+        if not self._open:
+            raise TraceError(f"the writer of {self.path} is closed: no trial can be added")
+        faults, outcomes, trials = checked_batch(faults, outcomes)
         if not len(trials):
             return
         known = np.isin(trials["trial"], self._stored)
@@ -376,14 +292,16 @@ class TraceWriter:
 
     def close(self) -> Path:
         """Merge the shards into the trace, remove them, and return its path."""
-        if self._closed:
+        if self._finished:
             return self.path
+        if not self._open:
+            raise TraceError(f"the writer of {self.path} was abandoned: resume it")
         if self._parts != [self.path]:
             self._merge()
         with _writing(self._parts_dir):
             shutil.rmtree(self._parts_dir)
         self._release_lock()
-        self._closed = True
+        self._open, self._finished = False, True
         return self.path
 
     def _merge(self) -> None:
@@ -396,6 +314,13 @@ class TraceWriter:
             if self.path.exists() and not (self._overwrite or self.path in self._parts):
                 raise TraceError(f"{self.path} has appeared meanwhile; the shards are kept")
             _write_atomically(self.path, image, self._parts_dir / "merged.tmp")
+
+    def abandon(self) -> None:
+        """Stop without merging; the shards stay for a later resume."""
+        self._open = False
+        if not _shards(self._parts_dir):
+            shutil.rmtree(self._parts_dir, ignore_errors=True)
+        self._release_lock()
 
     def _take_lock(self) -> None:
         if fcntl is None:
@@ -416,37 +341,12 @@ class TraceWriter:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._closed = True
-            self._release_lock()
-
-
-def _checked_batch(faults, outcomes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sorted copies of both tables and the TRIALS rows they make."""
-    for name, table, dtype in (("faults", faults, FAULT), ("outcomes", outcomes, OUTCOME)):
-        if not isinstance(table, np.ndarray) or table.dtype != dtype or table.ndim != 1:
-            raise TraceError(f"{name} must be a 1-D array of {name.upper()[:-1]} rows")
-    faults = faults[np.argsort(faults["trial"], kind="stable")]
-    outcomes = outcomes[np.lexsort([outcomes["image"], outcomes["trial"]])]
-    same = (np.diff(outcomes["trial"]) == 0) & (np.diff(outcomes["image"]) == 0)
-    if same.any():
-        row = outcomes[1:][same][0]
-        raise TraceError(f"trial {row['trial']} has two outcomes for image {row['image']}")
-    if len(outcomes) and (outcomes["trial"][0] < 0 or outcomes["outcome"].max() >= OUTCOME_CODES):
-        raise TraceError(f"outcomes must have trials >= 0 and codes below {OUTCOME_CODES}")
-    numbers = np.unique(outcomes["trial"])
-    orphan = ~np.isin(faults["trial"], numbers)
-    if orphan.any():
-        raise TraceError(f"trial {faults['trial'][orphan][0]} has fault rows but no outcome")
-    trials = np.zeros(len(numbers), TRIALS)
-    trials["trial"] = numbers
-    trials["n_faults"] = np.diff(
-        np.searchsorted(faults["trial"], np.append(numbers, np.iinfo("i8").max))
-    )
-    trials["rows_digest"] = _rows_digests(faults, trials["n_faults"])
-    return faults, outcomes, trials
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            if self._open:
+                self.abandon()
 
 
 def _parts_dir(path: Path) -> Path:
@@ -469,7 +369,7 @@ def _stored(path: Path, task: dict, finished: bool = True) -> tuple[list[Path], 
     candidates = [path] if finished and path.exists() else []
     for part in candidates + _shards(_parts_dir(path)):
         trace = read_trace(part)
-        difference = _first_difference(trace.task, given)
+        difference = first_difference(trace.task, given)
         if difference:
             raise TraceError(f"{part} belongs to another task: {difference}")
         numbers = trace.trials["trial"]
@@ -496,6 +396,8 @@ def _reading(path: Path):
         raise
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file") from None
+    except MemoryError as error:
+        raise TraceError(f"{path} needs more memory than there is") from error
     except _DAMAGE as error:
         text = str(error).strip().splitlines()
         reason = text[0] if text else type(error).__name__
@@ -598,29 +500,6 @@ def _json_object(name: str, data: bytes) -> dict:
     return value
 
 
-def _check_tables(faults: np.ndarray, outcomes: np.ndarray, trials: np.ndarray) -> None:
-    numbers = trials["trial"]
-    if len(numbers) and (numbers[0] < 0 or (np.diff(numbers) <= 0).any()):
-        raise TraceError("/trials/trial must be ascending and not negative")
-    if (trials["n_faults"] < 0).any() or trials["n_faults"].sum(dtype=np.int64) != len(faults):
-        raise TraceError("/trials/n_faults must add up to the rows of /faults")
-    if not np.array_equal(np.repeat(numbers, trials["n_faults"]), faults["trial"]):
-        raise TraceError("/faults must be sorted by trial and agree with /trials/n_faults")
-    step_trial, step_image = np.diff(outcomes["trial"]), np.diff(outcomes["image"])
-    if not ((step_trial > 0) | ((step_trial == 0) & (step_image > 0))).all():
-        raise TraceError("/outcomes must be sorted by trial and image, without repetition")
-    if not np.array_equal(np.unique(outcomes["trial"]), numbers):
-        raise TraceError("/outcomes must hold every trial of /trials and no other")
-    if len(outcomes) and outcomes["outcome"].max() >= OUTCOME_CODES:
-        raise TraceError(f"/outcomes/outcome must be below {OUTCOME_CODES}")
-    wrong = _rows_digests(faults, trials["n_faults"]) != trials["rows_digest"]
-    if wrong.any():
-        raise TraceError(
-            f"fault rows of trial {numbers[wrong][0]} do not match their digest "
-            f"({int(wrong.sum())} of {len(numbers)} trials)"
-        )
-
-
 def read_trace(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Trace:
     """Read a trace and check everything it says about itself.
 
@@ -657,7 +536,7 @@ def _read_open_trace(file: h5py.File, max_bytes: int) -> Trace:
     for group in GROUPS:
         columns[group] = _checked_columns(file, group, left)
         left -= columns[group]["trial"].shape[0] * GROUPS[group].itemsize
-    digest = _ContentDigest()
+    digest = ContentDigest()
     tables = {}
     for group, dtype in GROUPS.items():
         table = np.empty(columns[group]["trial"].shape[0], dtype)
@@ -670,7 +549,7 @@ def _read_open_trace(file: h5py.File, max_bytes: int) -> Trace:
     for name in ("task", "provenance"):
         texts[name] = _checked_text(file, name)
         digest.text(name, texts[name])
-    _check_tables(**tables)
+    check_tables(**tables)
     if digest.hexdigest() != _attribute(file, "content-digest"):
         raise TraceError("the content does not match its digest: the file was damaged or altered")
     return Trace(
