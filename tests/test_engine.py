@@ -19,11 +19,12 @@ from fsim.simulator.capture import capture
 from fsim.simulator.engine import Batch, FaultHooks, no_faults
 from fsim.simulator.quantise import quantise
 from fsim.simulator.sites import Placement
-from fsim.types import FAULT, FOREVER, LEVEL, STATE, Fault, fault_table
+from fsim.types import FAULT, FOREVER, STATE, Fault, fault_table
 from tests import naive_network
 from tests.naive_network import Hit, Machine
 
-IMAGES = 4
+IMAGES = 3
+FIELDS = ("layer", "word", "first", "and_mask", "or_mask", "xor_mask")  # of a Hit
 
 
 class Net(nn.Module):
@@ -96,7 +97,10 @@ def random_rows(placement, rng, count, images=IMAGES, components=None, kinds=("f
         row["word"], row["first"], row["last"] = word, residency, residency
         row["effect"], row["image"] = STATE, -1
         row["and_mask"], row["or_mask"], row["xor_mask"] = masks(
-            kinds[rng.integers(len(kinds))], 1 << int(bit), block.bits, signed_words(placement, block)
+            kinds[rng.integers(len(kinds))],
+            1 << int(bit),
+            block.bits,
+            signed_words(placement, block),
         )
     return rows, slot
 
@@ -106,10 +110,7 @@ def oracle(placement, machine, codes, rows, slot):
     accel, found = placement.accel, []
     for image in range(len(codes)):
         hits = [
-            Hit(
-                accel.components[row["component"]].name,
-                *(int(row[f]) for f in ("layer", "word", "first", "and_mask", "or_mask", "xor_mask")),
-            )
+            Hit(accel.components[row["component"]].name, *(int(row[name]) for name in FIELDS))
             for row, s in zip(rows, slot)
             if s in (-1, image)
         ]
@@ -154,7 +155,8 @@ def test_the_restatement_without_faults_is_the_network(unsigned):
     assert kinds == ["Input", "Conv", "Conv", "Add", "Conv", "AvgPool", "Flatten", "Linear"]
     assert not program.ops[1].signed
     placement = place(program)
-    compare(placement, machine_of(placement), codes, *dataclasses.astuple(no_faults()), differs=False)
+    none = no_faults()
+    compare(placement, machine_of(placement), codes, none.rows, none.slot, differs=False)
 
 
 @pytest.mark.parametrize("kinds", [("flip",), ("flip", "stuck0", "stuck1")])
@@ -163,7 +165,7 @@ def test_wrong_stored_words(name, kinds, unsigned, signed):
     program, codes = unsigned if MACHINES[name][0] == "systolic" else signed
     placement = place(program, *MACHINES[name])
     rng = np.random.default_rng(1 + len(kinds))
-    for count in (1, 3, 20, 60, 200):
+    for count in (3, 40, 200):
         rows, slot = random_rows(placement, rng, count, kinds=kinds)
         compare(placement, machine_of(placement), codes, rows, slot, differs=count > 3)
 
@@ -175,7 +177,7 @@ def test_rows_act_in_their_order_on_one_word(component, flow, unsigned):
     program, codes = unsigned
     placement = place(program, flow=flow)
     block = next(b for b in placement.blocks if b.component == component and b.layer == 1)
-    for word in range(min(block.words, 8)):
+    for word in range(min(block.words, 3)):
         for order in ((-1, 1), (1, -1)):
             rows, slot = np.zeros(2, FAULT), np.array(order)
             rows["layer"], rows["word"] = 1, word
@@ -324,7 +326,7 @@ def test_register_faults_are_those_of_the_cycle_model(name, unsigned, signed):
     placement = place(program, *MACHINES[name])
     rng = np.random.default_rng(23)
     changed = 0
-    for layer in (4, 7):  # grouped, linear
+    for layer in (1, 4, 7):  # strided, grouped, linear
         clean = Sums(layer, placement, no_faults())
         P.run(program, codes, hooks=clean)
         for count in (3, 12):
