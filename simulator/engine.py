@@ -14,6 +14,7 @@ that is exact:
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -76,6 +77,15 @@ class FaultHooks:
         self.backend = backend
         names = [component.name for component in placement.accel.components]
         self.acts, self.weights, self.psums = (names.index(n) for n in ("acts", "weights", "psums"))
+
+    def part(self, begin: int, end: int) -> FaultHooks:
+        """The hooks of inferences [begin, end) alone, numbered from 0."""
+        slot = self.batch.slot
+        keep = (slot < 0) | ((slot >= begin) & (slot < end))
+        mine = np.where(slot[keep] < 0, -1, slot[keep] - begin)
+        hooks = copy.copy(self)
+        hooks.batch = Batch(self.batch.rows[keep], mine)
+        return hooks
 
     def _select(self, layer: int, component: int, fetched: bool | None = None) -> np.ndarray:
         """Rows of one layer and component (fetched: residency numbers above 0 only)."""

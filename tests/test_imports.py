@@ -104,8 +104,10 @@ def allowed_libraries(name: str) -> set[str]:
         allowed.add("torch")
     if own == "simulator" and last in TORCH:
         allowed.add("torch")
-    if own == "simulator" and last == "trace":
+    if own == "simulator" and last in ("trace", "trace_format"):
         allowed.add("h5py")
+    if own == "simulator" and last == "curve":
+        allowed.add("matplotlib")
     return allowed
 
 
