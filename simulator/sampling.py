@@ -84,7 +84,7 @@ def binomial_table(n: int, p: float) -> tuple[int, np.ndarray]:
     """
     p_num, p_den = p.as_integer_ratio()  # exact: the denominator is a power of two
     q_num = p_den - p_num
-    mode = min((n + 1) * p_num // p_den, n)
+    mode = (n + 1) * p_num // p_den  # at most n, as p <= 0.5
     (mp, ep), (mq, eq) = _power(p_num, mode), _power(q_num, n - mode)
     value = math.comb(n, mode) * mp * mq
     shift = ep + eq - (p_den.bit_length() - 1) * n + _FRACTION

@@ -243,6 +243,10 @@ def test_outcomes_of_spatial_tensors_and_given_classes():
     assert_array_equal(
         classify(golden, faulty, same, changed), [Outcome.MASKED, Outcome.SDC_CRITICAL]
     )
+    # An identical tensor is masked, whatever classes are handed in with it.
+    assert_array_equal(
+        classify(golden, faulty, same, changed[::-1]), [Outcome.MASKED, Outcome.SDC_BENIGN]
+    )
 
 
 def test_outcome_codes_are_those_of_the_trace_format():
