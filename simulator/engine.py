@@ -279,7 +279,8 @@ class FaultHooks:
         """(image, word, fold, and, or, xor) sorted by (image, word, fold)."""
         index, slot = self._expand(index, walked)
         _, word, fold, *mask = self._words(index, ("first", "and_mask", "or_mask", "xor_mask"))
-        order = np.lexsort((fold, word, slot))
+        words, folds = (int(column.max(initial=0)) + 1 for column in (word, fold))
+        order = np.argsort((slot * words + word) * folds + fold, kind="stable")
         return tuple(column[order] for column in (slot.astype(np.int64), word, fold, *mask))
 
     def _walk_memory(self, op, inputs, acc, index, walked):

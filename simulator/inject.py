@@ -86,13 +86,15 @@ def slots_of(
     batch = (rows["component"] == weights) & (image >= 0)
     plain = here & ~batch
     keep = batch & (image < first + count) & (image + size > first)
-    parts, slots = [rows[plain]], [np.where(image[plain] < 0, -1, image[plain] - first)]
-    for offset in range(size):
-        slot = image[keep] + offset - first
-        inside = (slot >= 0) & (slot < count)
-        parts.append(rows[keep][inside])
-        slots.append(slot[inside])
-    return np.concatenate(parts), np.concatenate(slots)
+    # Only the images of each weight batch that are in this software batch.
+    begin = np.maximum(image[keep] - first, 0)
+    sizes = np.minimum(image[keep] + size - first, count) - begin
+    offset = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    slots = np.where(image[plain] < 0, -1, image[plain] - first)
+    return (
+        np.concatenate([rows[plain], np.repeat(rows[keep], sizes)]),
+        np.concatenate([slots, np.repeat(begin, sizes) + offset]),
+    )
 
 
 def run_rows(

@@ -91,6 +91,7 @@ def fault_model(ber, seu_rate, faults, hw_batch):
     from fsim.fault_models.upsets import KINDS, SingleFault, UpsetRate
     from fsim.parse import parse_fault
 
+    batch = parse_hw_batch(hw_batch)
     given = [name for name, value in
              (("--ber", ber), ("--seu-rate", seu_rate), ("--fault", faults or None))
              if value is not None]  # fmt: skip
@@ -101,7 +102,6 @@ def fault_model(ber, seu_rate, faults, hw_batch):
         )
     if ber is not None:
         rates = parse_ber(ber)
-        batch = parse_hw_batch(hw_batch)
         return BitErrors(**rates, hw_batch=batch), {"kind": "ber", **rates, "hw_batch": batch}
     if seu_rate is not None:
         return UpsetRate(seu_rate), {"kind": "seu-rate", "rate": seu_rate}
@@ -291,12 +291,17 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
     from fsim.simulator.inject import run_trials
     from fsim.simulator.statistics import summarise
 
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     golden = session.golden()
     clean_s = time.monotonic() - start
     writer, done = _open_trace(trace, task, resume, overwrite)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            if writer is not None:
+                writer.abandon()
+            raise
     outcomes, accuracy, struck = {}, {}, Counter()
     names, layers = session.identity["components"], session.identity["layers"]
     if writer is not None and len(done):
@@ -317,7 +322,8 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
     except BaseException:
         progress.end()
         if writer is not None:
-            click.echo(f"stopped: go on with --trace {trace} --resume", err=True)
+            if len(writer.stored_trials):
+                click.echo(f"stopped: go on with --trace {trace} --resume", err=True)
             writer.__exit__(*sys.exc_info())
         raise
     progress.end()

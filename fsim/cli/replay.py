@@ -9,6 +9,7 @@ import click
 
 from fsim.cli.options import json_option, threads_option, use_threads
 from fsim.cli.tables import pairs, print_json
+from fsim.errors import TraceError
 
 
 @click.command()
@@ -43,7 +44,10 @@ def replay(trace, backend, sample, sample_images, threads, as_json):  # fmt: ski
         sample, sample_images = sample or 1, sample_images or 4
     trials = trials[:sample]
     count = min(sample_images or len(session.images), len(session.images))
-    hw_batch = stored.task.get("faults", {}).get("hw_batch", 1)
+    described = stored.task.get("faults")
+    hw_batch = described.get("hw_batch", 1) if isinstance(described, dict) else 0
+    if hw_batch is not None and (type(hw_batch) is not int or hw_batch < 1):
+        raise TraceError(f"faults of the trace's task must have an hw_batch >= 1 ({trace})")
     differences = []
     checked = 0
     for trial in trials:

@@ -131,7 +131,7 @@ def from_task(task: dict) -> Session:
             quant_params=task["quant_params"],
             calibration=task["calibration"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise TraceError(f"the trace's task must describe a network run, got {error}") from error
     for key in ("weights_sha256", "data_sha256", "codes_sha256", "components", "layers"):
         if task.get(key) != session.identity[key]:

@@ -90,6 +90,7 @@ def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, image, output
     out       (index (g * m,), value (g * m,), start (g,)) int64 to fill, g being the
               number of distinct (image, output): flat indices into acc and sums
     """
+    h, w, cg, out_w, kw, sh, sw, pt, pl, dh, dw = geometry
     index, value, start = out
     positions, outputs = acc.shape[1], acc.shape[2]
     group_count, at = 0, 0
@@ -103,12 +104,23 @@ def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, image, output
         start[group_count] = at
         group_count += 1
         for m in range(positions):
-            total = np.int64(acc[b, m, o]) + bias[o]
-            for e in range(i, end):
-                total += delta[e] * _read(codes, geometry, b, m, k[e], group)
-            index[at] = (b * positions + m) * outputs + o
-            value[at] = wrap(total, acc_bits)
-            at += 1
+            index[at + m] = (b * positions + m) * outputs + o
+            value[at + m] = np.int64(acc[b, m, o]) + bias[o]
+        for e in range(i, end):
+            # Row by row: no division and no look at padding for every output.
+            window, c = k[e] // cg, group * cg + k[e] % cg
+            dy, dx = window // kw * dh - pt, window % kw * dw - pl
+            for row in range(positions // out_w):
+                y = row * sh + dy
+                if y < 0 or y >= h:
+                    continue
+                for column in range(out_w):
+                    x = column * sw + dx
+                    if x >= 0 and x < w:
+                        value[at + row * out_w + column] += delta[e] * np.int64(codes[b, y, x, c])
+        for m in range(at, at + positions):
+            value[m] = wrap(value[m], acc_bits)
+        at += positions
         i = end
 
 
