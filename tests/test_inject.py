@@ -64,7 +64,7 @@ def threads(count):
         torch.set_num_threads(before[1])
 
 
-def results(space, golden, model, *, seed=5, trials=range(3), batch=128):
+def results(space, golden, model, *, seed=5, trials=range(2), batch=128):
     found = run_trials(space, golden, model, seed=seed, trials=trials, batch=batch)
     return {result.trial: result for result in found}
 
@@ -97,7 +97,7 @@ def test_batches_threads_and_order_of_trials_change_nothing(space, golden, model
     for count in (1, 2):
         with threads(count):
             assert_same(wanted, results(space, golden, model))
-    assert_same(wanted, results(space, golden, model, trials=[2, 0, 1]))
+    assert_same(wanted, results(space, golden, model, trials=[1, 0]))
     assert_same({1: wanted[1]}, results(space, golden, model, trials=[1]))
 
 

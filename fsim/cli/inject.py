@@ -295,13 +295,16 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
     golden = session.golden()
     clean_s = time.monotonic() - start
     writer, done = _open_trace(trace, task, resume, overwrite)
-    if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            if writer is not None:
-                writer.abandon()
-            raise
+    made = out is not None and not out.exists()
+    try:
+        if made:
+            out.mkdir(parents=True)
+        elif out is not None and not out.is_dir():
+            raise ConfigError(f"--out must be a folder, got a file ({out})")
+    except BaseException:
+        if writer is not None:
+            writer.abandon()
+        raise
     outcomes, accuracy, struck = {}, {}, Counter()
     names, layers = session.identity["components"], session.identity["layers"]
     if writer is not None and len(done):
@@ -325,6 +328,8 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
             if len(writer.stored_trials):
                 click.echo(f"stopped: go on with --trace {trace} --resume", err=True)
             writer.__exit__(*sys.exc_info())
+        if made and not any(out.iterdir()):
+            out.rmdir()
         raise
     progress.end()
     seconds = time.monotonic() - begin
