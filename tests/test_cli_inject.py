@@ -297,7 +297,7 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "says"), BAD, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+@pytest.mark.parametrize(("arguments", "says"), BAD, ids=str)
 def test_bad_input_is_one_line_and_nothing_is_written(fsim, tmp_path, arguments, says):
     refused(fsim, tmp_path, *RUN, "--trace", tmp_path / "t.h5", "--out", tmp_path / "out",
             *arguments, says=says)  # fmt: skip
