@@ -29,6 +29,7 @@ _PUBLIC = {
     "load_accel": "fsim.accel_models.load",
     "gemm": "fsim.simulator.gemm",
     "GemmResult": "fsim.simulator.gemm",
+    "attach": "fsim.simulator.attach",
 }
 
 __all__ = ["__version__", *_PUBLIC]
