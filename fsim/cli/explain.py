@@ -13,11 +13,12 @@ from fsim.errors import FaultError
 
 @click.command()
 @click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--model", help="Needed for a trace of a module:factory network: the same name.")
 @click.option("--event", type=click.IntRange(0), required=True, help="Event number in the trial.")
 @click.option("--trial", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--image", type=click.IntRange(0), help="Image, where the fault strikes many.")
 @json_option
-def explain(trace, event, trial, image, as_json):
+def explain(trace, model, event, trial, image, as_json):
     """Follow one event of TRACE alone: register or word, sums, codes, logits."""
     from fsim.simulator.trace import read_trace
 
@@ -32,7 +33,7 @@ def explain(trace, event, trial, image, as_json):
     from fsim.simulator.explain import explain_rows
     from fsim.simulator.sites import check_rows
 
-    session = from_task(stored.task)
+    session = from_task(stored.task, model)
     check_rows(session.placement, rows, len(session.images))
     if image is None:
         image = max(int(rows["image"][0]), 0)

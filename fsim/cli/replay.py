@@ -14,13 +14,14 @@ from fsim.errors import TraceError
 
 @click.command()
 @click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--model", help="Needed for a trace of a module:factory network: the same name.")
 @click.option("--backend", type=click.Choice(["auto", "tile", "reference"]), default="auto",
               help="reference: a sample of trials and images, cycle by cycle in plain Python.")
 @click.option("--sample", type=click.IntRange(1), help="Only this many trials (reference: 1) ...")
 @click.option("--sample-images", type=click.IntRange(1), help="... and images (reference: 4).")
 @threads_option
 @json_option
-def replay(trace, backend, sample, sample_images, threads, as_json):  # fmt: skip
+def replay(trace, model, backend, sample, sample_images, threads, as_json):  # fmt: skip
     """Recompute the outcomes of TRACE from its fault rows and report any difference.
 
     Draws nothing. Exit code 1 if a class, an outcome or the last integer tensor differs.
@@ -36,7 +37,7 @@ def replay(trace, backend, sample, sample_images, threads, as_json):  # fmt: ski
     from fsim.simulator.inject import run_rows
     from fsim.simulator.sites import check_rows
 
-    session = from_task(stored.task)
+    session = from_task(stored.task, model)
     check_rows(session.placement, stored.faults, len(session.images))
     golden = session.golden()
     trials = stored.trials["trial"]

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from fsim.accel_models.accel import Accel, Buffer
+from fsim.accel_models.schema import check
 from fsim.errors import ConfigError, TraceError
 from fsim.nas.data import load_data
-from fsim.nas.zoo import load_model
+from fsim.nas.zoo import ZOO, load_model
 from fsim.simulator.capture import capture
 from fsim.simulator.inject import Golden, golden_run
 from fsim.simulator.ops import Program
@@ -116,13 +117,39 @@ def open_session(
     return Session(Placement(program, accel), inputs, labels, identity, tuple(notes))
 
 
-def from_task(task: dict) -> Session:
-    """The session of a trace's task, checked against the hashes stored in it."""
+def _stored_accel(described: dict) -> Accel:
+    """The machine of a task, held to the rules of a description file."""
+    described = dict(described)
+    bits = {key: described[f"{key}_bits"] for key in ("operand", "product", "acc")}
+    keep = ("name", "family", "dataflow", "overflow", "unsigned_acts", "buffers", "sources")
+    data = {key: described[key] for key in keep}
+    data |= {"about": "stored in a trace", "bits": bits}
+    data["array"] = {"rows": described["rows"], "cols": described["cols"]}
+    _, problems = check(data)
+    if problems:
+        key, text = problems[0]
+        raise TraceError(f"the machine of the trace is not valid: {text} ({key})")
+    described["buffers"] = {k: Buffer(**v) for k, v in described["buffers"].items()}
+    described["dataflows"] = tuple(described["dataflows"])
+    return Accel(**described)
+
+
+def from_task(task: dict, model: str | None = None) -> Session:
+    """The session of a trace's task, checked against the hashes stored in it.
+
+    model  what the user says the network is. A trace that names `module:factory`
+           is believed only if the user names the same: importing it runs its code.
+    """
+    stored = task.get("model")
+    if model is not None and model != stored:
+        raise TraceError(f"--model must be that of the trace, {stored!r}, got {model!r}")
+    if model is None and stored not in ZOO:
+        raise TraceError(
+            f"the trace names a network whose code would run, {_short(stored)!r}: give --model "
+            "with the same name if you trust it"
+        )
     try:
-        described = dict(task["accel"])
-        described["buffers"] = {k: Buffer(**v) for k, v in described["buffers"].items()}
-        described["dataflows"] = tuple(described["dataflows"])
-        accel = Accel(**described)
+        accel = _stored_accel(task["accel"])
         wanted = {key: task[key] for key in ("model", "weights", "data", "data_dir", "images")}
         session = open_session(
             wanted.pop("model"),
