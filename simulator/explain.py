@@ -7,7 +7,8 @@ import numpy as np
 from fsim.types import EFFECTS, FOREVER
 
 from . import program as P
-from .engine import Batch, FaultHooks
+from .batch import Batch
+from .engine import FaultHooks
 from .sites import Placement
 from .statistics import OUTCOME_NAMES, classify, top1
 
@@ -21,7 +22,7 @@ class _Watch(FaultHooks):
 
     def accumulated(self, op, inputs, acc):
         replaced = super().accumulated(op, inputs, acc)
-        self.sums[op.index] = 0 if replaced is None else len(replaced[0])
+        self.sums[op.index] = 0 if replaced is None else len(np.unique(replaced[0]))
         return replaced
 
 

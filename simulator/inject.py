@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import program as P
+from .batch import Batch
 from .draws import Draws
-from .engine import Batch, FaultHooks
+from .engine import FaultHooks
 from .ops import Program
 from .sites import Placement, SiteSpace
 from .statistics import classify, top1
@@ -80,8 +81,8 @@ def slots_of(
     here = (image < 0) | ((image >= first) & (image < first + count))
     size = 1 if hw_batch is None else hw_batch
     if size == 1:
-        rows = rows[here]
-        image = image[here]
+        if not here.all():
+            rows, image = rows[here], image[here]
         return rows, np.where(image < 0, -1, image - first)
     batch = (rows["component"] == weights) & (image >= 0)
     plain = here & ~batch

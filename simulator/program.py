@@ -103,7 +103,8 @@ class Hooks(Protocol):
         acc     exact sums (n, oh, ow, o) or (n, o), float32, int32, float64 or int64
                 holding integers, WITHOUT bias, not yet wrapped; read only
         Returns None, or (flat index into acc, int64; final accumulators with the
-        bias included, int64) of the outputs that differ.
+        bias included, int64) of the outputs that differ; of one that comes twice
+        the later value counts.
         """
 
 

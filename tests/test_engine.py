@@ -15,8 +15,9 @@ from fsim.accel_models.load import load_accel
 from fsim.fault_models.explicit import masks, rows_of
 from fsim.simulator import lower as L
 from fsim.simulator import program as P
+from fsim.simulator.batch import Batch, no_faults
 from fsim.simulator.capture import capture
-from fsim.simulator.engine import Batch, FaultHooks, no_faults
+from fsim.simulator.engine import FaultHooks
 from fsim.simulator.quantise import quantise
 from fsim.simulator.sites import Placement
 from fsim.types import FAULT, FOREVER, STATE, Fault, fault_table

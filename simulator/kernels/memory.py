@@ -60,22 +60,54 @@ def _read(codes, geometry, b, m, k, group):
 
 
 @kernel
-def _prefix(codes, weight, geometry, b, m, output, group, limit):
-    """Sum of the first `limit` products of an output, without bias."""
+def _dot(inputs, weights, narrow):
+    """Sum of products; narrow: 8-bit codes, so that 32 bits hold it for 2^17 of them."""
+    if narrow and len(inputs) <= 1 << 16:
+        short = np.int32(0)
+        for i in range(len(inputs)):
+            short += np.int32(inputs[i]) * weights[i]
+        return np.int64(short)
+    total = np.int64(0)
+    for i in range(len(inputs)):
+        total += np.int64(inputs[i]) * np.int64(weights[i])
+    return total
+
+
+@kernel
+def _partial(codes, weight, geometry, b, m, output, group, begin, end, narrow):
+    """Sum of the products of slots [begin, end) of an output.
+
+    A row of windows that lie side by side is one run of memory, if there is one group.
+    """
     h, w, cg, out_w, kw, sh, sw, pt, pl, dh, dw = geometry
     total = np.int64(0)
+    if begin >= end:
+        return total
     y0, x0 = m // out_w * sh - pt, m % out_w * sw - pl
-    windows = -(-limit // cg)
-    for window in range(windows):
-        y, x = y0 + window // kw * dh, x0 + window % kw * dw
-        if y < 0 or y >= h or x < 0 or x >= w:
+    joined = dw == 1 and codes.shape[3] == cg
+    run = kw * cg if joined else cg
+    for number in range(begin // run, -(-end // run)):
+        first, last = max(begin, number * run), min(end, (number + 1) * run)
+        if joined:
+            y, low = y0 + number * dh, x0 * cg - number * run
+        else:
+            y, x = y0 + number // kw * dh, x0 + number % kw * dw
+            low = x * cg - number * run
+            if x < 0 or x >= w:
+                continue
+        if y < 0 or y >= h:
             continue
-        base = window * cg
-        count = min(cg, limit - base)
-        inputs = codes[b, y, x, group * cg : group * cg + count]
-        weights = weight[output, base : base + count]
-        for c in range(count):
-            total += np.int64(inputs[c]) * weights[c]
+        if joined:
+            first, last = max(first, -low), min(last, w * cg - low)
+            if first >= last:
+                continue
+            row = codes[b, y].reshape(w * cg)
+            total += _dot(row[first + low : last + low], weight[output, first:last], narrow)
+        else:
+            c = group * cg + first - number * run
+            total += _dot(
+                codes[b, y, x, c : c + last - first], weight[output, first:last], narrow
+            )
     return total
 
 
@@ -87,22 +119,19 @@ def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, image, output
     acc       (images, m, o) exact sums without bias, float or integer
     image, output, k, delta  (f,) int64 errors sorted by (image, output); delta is
               what is added to the code
-    out       (index (g * m,), value (g * m,), start (g,)) int64 to fill, g being the
-              number of distinct (image, output): flat indices into acc and sums
+    out       (index, value) int64 (g * m,) to fill, g being the number of distinct
+              (image, output): flat indices into acc, and sums
     """
     h, w, cg, out_w, kw, sh, sw, pt, pl, dh, dw = geometry
-    index, value, start = out
+    index, value = out
     positions, outputs = acc.shape[1], acc.shape[2]
-    group_count, at = 0, 0
-    i = 0
+    at, i = 0, 0
     while i < len(image):
         end = i + 1
         while end < len(image) and image[end] == image[i] and output[end] == output[i]:
             end += 1
         b, o = image[i], output[i]
         group = o // per_group
-        start[group_count] = at
-        group_count += 1
         for m in range(positions):
             index[at + m] = (b * positions + m) * outputs + o
             value[at + m] = np.int64(acc[b, m, o]) + bias[o]
@@ -134,6 +163,7 @@ def psum_errors(
     per_group,
     acc_bits,
     fold_slots,
+    narrow,
     psums,
     weights,
     out,
@@ -142,6 +172,7 @@ def psum_errors(
 
     weight    (o, k) int32 codes
     fold_slots  slots after which a sum is stored (k itself: stored once)
+    narrow    codes and weights have 8 bits
     psums     (image, word, fold, and, or, xor) arrays (f,) int64 sorted by
               (image, word, fold); word is m * outputs + o
     weights   (image, output, k, delta) arrays of wrong weights, sorted by
@@ -153,23 +184,21 @@ def psum_errors(
     index, value = out
     positions, outputs = acc.shape[1], acc.shape[2]
     size = weight.shape[1]
-    count = 0
-    i = 0
+    count, at, i = 0, 0, 0
     while i < len(image):
         end = i + 1
         while end < len(image) and image[end] == image[i] and word[end] == word[i]:
             end += 1
         b, m, o = image[i], word[i] // outputs, word[i] % outputs
         group = o // per_group
-        # First wrong weight of this image and output, by bisection.
-        lo, hi = 0, len(w_image)
-        while lo < hi:
-            mid = (lo + hi) // 2
-            if w_image[mid] < b or (w_image[mid] == b and w_output[mid] < o):
-                lo = mid + 1
-            else:
-                hi = mid
-        final = np.int64(acc[b, m, o]) + bias[o]
+        # Wrong weights of this image and output: both lists go through the images in order.
+        while at < len(w_image) and w_image[at] < b:
+            at += 1
+        lo = at
+        while lo < len(w_image) and w_image[lo] == b and w_output[lo] < o:
+            lo += 1
+        whole = np.int64(acc[b, m, o])
+        final = whole + bias[o]
         e = lo
         while e < len(w_image) and w_image[e] == b and w_output[e] == o:
             final += w_delta[e] * _read(codes, geometry, b, m, w_k[e], group)
@@ -178,7 +207,11 @@ def psum_errors(
         for f in range(i, end):
             limit = min((fold[f] + 1) * fold_slots, size)
             stored = bias[o] + carried
-            stored += _prefix(codes, weight, geometry, b, m, o, group, limit)
+            if 2 * limit <= size:
+                stored += _partial(codes, weight, geometry, b, m, o, group, 0, limit, narrow)
+            else:
+                rest = _partial(codes, weight, geometry, b, m, o, group, limit, size, narrow)
+                stored += whole - rest
             e = lo
             while e < len(w_image) and w_image[e] == b and w_output[e] == o:
                 if w_k[e] < limit:
