@@ -173,6 +173,8 @@ def _show(value: object) -> str:
         text = repr(value)
     except ValueError:  # Python refuses to write out integers of thousands of digits
         return "a number of thousands of digits"
+    except RecursionError:
+        return "a value nested deeply"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -81,19 +81,18 @@ class UpsetRate:
         image, positions = [], []
         for index in np.flatnonzero(counts):
             unit, wanted = images[index : index + 1], int(counts[index])
-            if 2 * wanted > total:
-                raise FaultError(
-                    f"upset rate must hit at most half of the {total} sites of an image, "
-                    f"got {wanted} hits"
-                )
-            size = wanted
+            chosen = min(wanted, total - wanted)  # of more than half, those that are not hit
+            size = chosen
             while True:  # a prefix of an endless sequence, until enough are distinct
                 drawn = draws.sites(total, size, _SITE, trial, unit)[0]
                 distinct = drawn[np.sort(np.unique(drawn, return_index=True)[1])]
-                if len(distinct) >= wanted:
+                if len(distinct) >= chosen:
                     break
-                size += 2 * (wanted - len(distinct)) + 8
-            positions.append(distinct[:wanted])
+                size += 2 * (chosen - len(distinct)) + 8
+            hit = distinct[:chosen]
+            if chosen < wanted:
+                hit = np.setdiff1d(np.arange(total), hit, assume_unique=True)
+            positions.append(hit)
             image.append(np.full(wanted, unit[0]))
         if not positions:
             return flip_rows(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -24,8 +24,10 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     replace; OSError, with `path` as its file name, if the system refuses.
     """
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise ConfigError(f"the output must be a regular file, got a folder or device ({path})")
+    if (target.exists() and not target.is_file()) or target.is_symlink():
+        raise ConfigError(
+            f"the output must be a regular file, got a folder, device or circle of links ({path})"
+        )
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -46,3 +48,20 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_write_all(*paths: str | Path) -> Iterator[list[IO[bytes]]]:
+    """Several files as `atomic_write`: all of them take their names, or none does.
+
+    All are flushed to the disk before the first is renamed.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(atomic_write(path)) for path in paths]
+        yield files
+        for path, file in zip(paths, files):
+            try:
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error

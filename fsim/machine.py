@@ -42,3 +42,21 @@ def cpus() -> int:
 def load() -> tuple[float, ...]:
     """Average number of processes running or waiting over 1, 5 and 15 minutes; () if unknown."""
     return os.getloadavg() if hasattr(os, "getloadavg") else ()
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without swapping, within a container's limit; None if unknown."""
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key == "MemAvailable":
+                found.append(int(value.split()[0]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, used = ((group / f"memory.{x}").read_text().strip() for x in ("max", "current"))
+        found += [max(int(most) - int(used), 0)] if most != "max" else []
+    except (OSError, ValueError):  # no container, or one of the older kind
+        pass
+    return min(found, default=None)

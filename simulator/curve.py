@@ -34,11 +34,19 @@ class Curve:
 
 
 def quick_curve(
-    space: SiteSpace, golden: Golden, model, *, seed: int, repeats: int = 1, drop: float = 1.0
+    space: SiteSpace,
+    golden: Golden,
+    model,
+    *,
+    seed: int,
+    repeats: int = 1,
+    drop: float = 1.0,
+    most_faults: int | None = None,
 ) -> Curve:
     """Scan the rate upward until accuracy has fallen by ten points or 10 x `drop`.
 
-    model  a BitErrors; its rates are scaled so that the largest is the scanned one
+    model        a BitErrors; its rates are scaled so that the largest is the scanned one
+    most_faults  the scan ends before a rate at which all images have more
     """
     largest = max(model.acts, model.weights, model.psums)
     shares = {name: getattr(model, name) / largest for name in ("acts", "weights", "psums")}
@@ -49,6 +57,8 @@ def quick_curve(
     points, numbers = [], range(lowest * _STEPS, _HIGHEST * _STEPS + 1)
     for number in numbers:
         ber = 10 ** (number / _STEPS)
+        if points and most_faults is not None and ber * exposed * images > most_faults:
+            break
         scaled = replace(model, **{name: ber * share for name, share in shares.items()})
         trials = range(_CURVE_TRIAL, _CURVE_TRIAL + repeats)
         right = [

@@ -63,13 +63,19 @@ def raising(error: BaseException):
     ("error", "code", "text"),
     [
         (FsimError("x must be y"), 2, "Error: x must be y\n"),
-        (ConfigError("one\ntwo"), 2, "Error: one\n       two\n"),
+        (ConfigError("one\ntwo"), 2, "Error: one; two\n"),
+        (ConfigError("a \x1b[31m red\udcff\x9b word"), 2,
+         "Error: a \\x1b[31m red\\udcff\\x9b word\n"),
         (TraceError("damaged"), 2, "Error: damaged\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "f"), 2, "Error: No such file: f\n"),
         (PermissionError(errno.EACCES, "Permission denied", "f"), 2,
          "Error: Permission denied: f\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "f"), 1,
+        (OSError(errno.ENOSPC, "No space left on device", "f"), 2,
          "Error: No space left on device: f\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "f"), 2,
+         "Error: File name too long: f\n"),
+        (OSError(errno.EIO, "Input/output error", "f"), 1, "Error: Input/output error: f\n"),
+        (RecursionError("x"), 2, "Error: the input must not be nested so deeply\n"),
         (MemoryError(), 1, "Error: there is not enough memory\n"),
         (KeyboardInterrupt(), 130, "Error: interrupted\n"),
         (click.UsageError("bad"), 2, "Error: bad (see group --help)\n"),
@@ -109,7 +115,18 @@ def test_exit_codes_and_streams_of_a_real_process(tmp_path):
     assert len(bad.stderr.splitlines()) == 1
 
 
-def test_output_to_a_full_disk_is_a_failure():
+def test_an_error_without_end_is_cut_and_what_was_noted_is_said():
+    code, stderr = raising(ConfigError("x" * 10**6 + "end"))
+    assert code == 2 and len(stderr) < 2100 and stderr.endswith("end\n") and " ... " in stderr
+    error = ConfigError("no")
+    error.add_note("2 trials are kept")
+    assert raising(error) == (2, "Error: no; 2 trials are kept\n")
+    interrupt = KeyboardInterrupt()
+    interrupt.add_note("2 trials are kept")
+    assert raising(interrupt)[1].strip() == "Error: interrupted; 2 trials are kept"
+
+
+def test_output_to_a_full_disk_is_exit_code_2():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "fsim", "accel", "list"],
@@ -118,7 +135,7 @@ def test_output_to_a_full_disk_is_a_failure():
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "Error: No space left on device\n"
 
 

@@ -342,6 +342,18 @@ def test_a_trace_is_not_overwritten_unasked(fsim, tmp_path, trace):
     assert trace.read_bytes() != before
 
 
-def test_a_rate_that_cannot_be_drawn_is_one_line(fsim, tmp_path):
-    refused(fsim, tmp_path, *RUN, "--seu-rate", "1", "--sites", "psum", "--layers", "fc",
-            "--trace", tmp_path / "t.h5", says="at most half")  # fmt: skip
+@pytest.mark.parametrize("arguments", [
+    ["--seu-rate", "1"], ["--seu-rate", "0.5"], ["--ber", "1", "--images", 539],
+    ["--trials", 1 << 29],
+])  # fmt: skip
+def test_what_memory_cannot_hold_is_refused_before_it_runs(fsim, tmp_path, monkeypatch, arguments):
+    monkeypatch.setattr("fsim.machine.available_memory", lambda: 4 << 30)
+    monkeypatch.setattr("fsim.cli.session.golden_run", lambda *_: pytest.fail("it ran"))
+    refused(fsim, tmp_path, *RUN, *arguments, "--trace", tmp_path / "t.h5",
+            "--out", tmp_path / "out", says="must take at most 2,048 MiB")  # fmt: skip
+
+
+def test_a_trace_that_could_not_be_read_again_is_refused(fsim, tmp_path, monkeypatch):
+    monkeypatch.setattr("fsim.machine.available_memory", lambda: 1 << 40)
+    refused(fsim, tmp_path, *RUN, "--ber", "1e-3", "--trials", 10**6,
+            "--trace", tmp_path / "t.h5", says="a trace must hold at most 8,192 MiB")  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from fsim.cli.group import one_line
 from fsim.cli.options import ShapeType, accel_options, json_option, load_accel_option
 from fsim.cli.tables import pairs, print_json, table
 
@@ -147,9 +148,11 @@ def check(file, as_json):
     try:
         description = read_description(file, str(file))
     except ConfigError as error:
-        if not as_json:
-            raise
-        print_json({"file": str(file), "ok": False, "problems": str(error).split("\n")})
+        problems = str(error).split("\n")
+        if as_json:
+            print_json({"file": str(file), "ok": False, "problems": problems})
+        else:
+            click.echo("Error: " + "\n       ".join(map(one_line, problems)), err=True)
         raise SystemExit(2) from None
     components = description.to_accel().components
     if as_json:

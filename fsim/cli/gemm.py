@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from tokenize import TokenError
 
@@ -69,6 +69,17 @@ def gemm(
 
     if out and waveform and os.path.realpath(out) == os.path.realpath(waveform):
         raise ConfigError(f"--out and --waveform must be two files, got {out} twice")
+    for name, path in (("--out", out), ("--waveform", waveform)):
+        for operand in (a_file, b_file, d_file):
+            if path and operand and os.path.realpath(path) == os.path.realpath(operand):
+                raise ConfigError(f"{name} must not be a file of an operand, got {path}")
+    for fault in faults:
+        for name in ("layer", "image", "word"):
+            if getattr(fault, name) is not None:
+                raise ConfigError(
+                    f"a fault of a single product must have no {name}=, got "
+                    f"{getattr(fault, name)!r}: it belongs to a network (fsim inject)"
+                )
     machine = load_accel_option(accel, settings, dataflow)
     operands = [read_matrix(path) if path else None for path in (a_file, b_file, d_file)]
     result = run(
@@ -169,14 +180,12 @@ def _write(result, out: Path | None, waveform: Path | None):
     """Both files or, if one of them cannot be written, neither."""
     import numpy as np
 
-    from fsim.files import atomic_write
+    from fsim.files import atomic_write_all
 
-    with ExitStack() as stack:
-        files = {
-            name: stack.enter_context(atomic_write(path)) if path else None
-            for name, path in (("out", out), ("waveform", waveform))
-        }
-        if files["out"]:
-            np.save(files["out"], result.out, allow_pickle=False)
-        if files["waveform"]:
-            np.savez_compressed(files["waveform"], **result.waveform)
+    with atomic_write_all(*(path for path in (out, waveform) if path)) as files:
+        if out:
+            content = io.BytesIO()  # numpy would not tell a full disk from other errors
+            np.save(content, result.out, allow_pickle=False)
+            files[0].write(content.getbuffer())
+        if waveform:
+            np.savez_compressed(files[-1], **result.waveform)

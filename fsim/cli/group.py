@@ -1,12 +1,13 @@
 """The `fsim` command: subcommands loaded when they run, errors turned into one line.
 
-Exit codes: 0 done, 1 failure (a check failed, a disk was full), 2 what the user
-asked for is not valid, 3 incomplete, 4 an acceptance threshold was not met,
-130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 failure (a check failed, memory ran out), 2 what the user asked
+for is not valid or cannot be written where it should go (a full disk), 3 incomplete,
+4 an acceptance threshold was not met, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import signal
@@ -31,8 +32,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Subcommand -> (module:attribute, its line in `fsim --help`)."""
 
-USER_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""OSErrors that are about a path the user gave: exit code 2 instead of 1."""
+USER_ERRORS = {
+    getattr(errno, name)
+    for name in (
+        *("ENOENT", "EACCES", "EPERM", "EISDIR", "ENOTDIR", "EEXIST", "ENOTEMPTY", "ENXIO"),
+        *("ENAMETOOLONG", "ELOOP", "EROFS", "EXDEV", "ETXTBSY"),
+        *("ENOSPC", "EDQUOT", "EFBIG"),
+    )
+    if hasattr(errno, name)
+}
+"""System errors that are about a path the user gave or a disk that is full: exit code 2
+instead of 1."""
+
+LONGEST = 2000
+"""Characters of an error; what a hostile file or option adds beyond is cut out."""
 
 
 class Terminated(BaseException):
@@ -104,24 +117,43 @@ class LazyGroup(click.Group):
         except click.ClickException as error:
             return _fail(error.format_message(), error.exit_code)
         except FsimError as error:
-            return _fail(str(error), 2)
+            return _fail(_noted(error, str(error)), 2)
         except BrokenPipeError:  # `fsim ... | head`: nobody is left to read
             _discard_stdout()
             return 1
         except OSError as error:
-            return _fail(_os_error(error), 2 if isinstance(error, USER_ERRORS) else 1)
+            return _fail(_noted(error, _os_error(error)), 2 if error.errno in USER_ERRORS else 1)
+        except RecursionError:
+            return _fail("the input must not be nested so deeply", 2)
         except MemoryError as error:
-            return _fail(f"there is not enough memory ({error})".replace(" ()", ""), 1)
-        except (click.Abort, KeyboardInterrupt):
-            return _fail("interrupted", 130)
-        except Terminated:
-            return _fail("terminated", 143)
+            text = f"there is not enough memory ({error})".replace(" ()", "")
+            return _fail(_noted(error, text), 1)
+        except (click.Abort, KeyboardInterrupt) as error:
+            # click raises Abort in place of the KeyboardInterrupt that has the notes.
+            return _fail(_noted(error.__cause__ or error, "interrupted"), 130)
+        except Terminated as error:
+            return _fail(_noted(error, "terminated"), 143)
 
 
 def _fail(message: str, code: int) -> int:
-    """Print `message` on stderr; further lines of it are indented under the first."""
-    click.echo("Error: " + message.replace("\n", "\n       "), err=True)
+    """Print `message` on stderr as one line that cannot steer a terminal."""
+    click.echo("Error: " + one_line(message), err=True)
     return code
+
+
+def one_line(message: str) -> str:
+    """`message` without line ends and control characters, and not without end."""
+    text = "; ".join(line.strip() for line in message.splitlines() if line.strip())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) > LONGEST:
+        half = LONGEST // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text
+
+
+def _noted(error: BaseException, message: str) -> str:
+    """The message and what was noted on the way: what was kept, how to go on."""
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _os_error(error: OSError) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import click
 
@@ -20,9 +24,12 @@ from fsim.cli.options import (
     use_threads,
 )
 from fsim.cli.tables import pairs, print_json, table
-from fsim.errors import ConfigError, FsimError
+from fsim.errors import ConfigError, FsimError, TraceError
 
 MEMORIES = ("acts", "weights", "psums")
+
+REPORT_FILES = ("report.json", "ber_curve.png")
+"""What --out may hold."""
 
 
 def network_options(command):
@@ -91,7 +98,7 @@ def fault_model(ber, seu_rate, faults, hw_batch):
     from fsim.fault_models.upsets import KINDS, SingleFault, UpsetRate
     from fsim.parse import parse_fault
 
-    batch = parse_hw_batch(hw_batch)
+    batch = parse_hw_batch("1" if hw_batch is None else hw_batch)
     given = [name for name, value in
              (("--ber", ber), ("--seu-rate", seu_rate), ("--fault", faults or None))
              if value is not None]  # fmt: skip
@@ -99,6 +106,11 @@ def fault_model(ber, seu_rate, faults, hw_batch):
         raise ConfigError(
             "exactly one of --ber, --seu-rate and --fault must be given, got "
             + (" and ".join(given) or "none")
+        )
+    if hw_batch is not None and ber is None:
+        raise ConfigError(
+            f"--hw-batch needs --ber: only bit error rates count the writes of weights, "
+            f"got {given[0]}"
         )
     if ber is not None:
         rates = parse_ber(ber)
@@ -147,14 +159,14 @@ class Progress:
 @click.option("--sites", help="Only these components, comma separated (fsim sites lists them).")
 @click.option("--layers", help="Only these layers, comma separated.")
 @click.option("--trials", type=click.IntRange(1, 1 << 29), default=10, show_default=True)
-@click.option("--hw-batch", default="1", show_default=True,
-              help="Images between two writes of the weights, or 'all'.")
+@click.option("--hw-batch", metavar="N|all",
+              help="With --ber: images between two writes of the weights, or 'all'.  [default: 1]")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write all faults and outcomes.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished --trace.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing --trace.")
 @click.option("--out", type=click.Path(path_type=Path),
               help="Folder for report.json and the curve.")
-@click.option("--curve/--no-curve", default=True, help="With --ber: P(critical | a flip) and the "
+@click.option("--curve/--no-curve", default=None, help="With --ber: P(critical | a flip) and the "
               "rate at which accuracy falls by one point.")
 @click.option("--backend", type=click.Choice(["auto", "tile", "reference"]), default="auto",
               help="How products under register faults are computed.")
@@ -175,6 +187,14 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
     if ber is None and seu_rate is None and not faults:
         ber = "1e-5"
     chosen, described = fault_model(ber, seu_rate, faults, hw_batch)
+    if curve and described["kind"] != "ber":
+        raise ConfigError("--curve needs --ber, got " + ("--fault" if faults else "--seu-rate"))
+    names = {"layers": _names(layers, "--layers"), "sites": _names(sites, "--sites")}
+    if described["kind"] == "explicit" and (layers is not None or sites is not None):
+        raise ConfigError(
+            "--sites and --layers restrict random faults: a --fault that names its component "
+            "must go without them"
+        )
     machine = load_accel_option(accel, settings, dataflow)
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
@@ -188,8 +208,8 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
         model, machine, weights=weights, data=data, data_dir=data_dir, images=images or 500,
         quant_params=read_quant_params(quant_params),
     )  # fmt: skip
-    names = {"layers": _names(layers), "sites": _names(sites)}
     space = select(session.placement, names["layers"], names["sites"])
+    _check_sites(space, chosen, described)
     if described["kind"] == "explicit":
         from fsim.fault_models.network import network_rows
 
@@ -200,21 +220,81 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
                     f"image of a fault must be in 0..{len(session.images) - 1}, got {fault.image}"
                 )
     plan = _plan(session, space, described, trials)
+    _check_size(plan, trace)
+    _check_outputs(trace, out)
     if dry_run:
         _print_plan(plan, as_json)
         return
     task = {**session.identity, "faults": described, "seed": seed, "trials": trials,
             "select": names, "rng_version": _rng_version()}  # fmt: skip
-    report = _run(session, space, chosen, described, task, plan, curve, trace, resume, overwrite,
-                  out, backend, quiet or as_json)  # fmt: skip
+    report = _run(session, space, chosen, described, task, plan, curve is not False, trace, resume,
+                  overwrite, out, backend, quiet or as_json)  # fmt: skip
     if as_json:
         print_json(report)
     else:
         click.echo(_text(report, session))
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+def _names(text: str | None, option: str) -> list[str] | None:
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigError(f"{option} must name things once each, comma separated, got {text!r}")
+    return names
+
+
+def _check_sites(space, chosen, described) -> None:
+    """The chosen layers and components must have something that the faults can strike."""
+    import numpy as np
+
+    from fsim.simulator.draws import Draws
+
+    if described["kind"] == "ber":
+        struck = [name for name in MEMORIES if described[name]]
+        if struck and not any(b.exposed_bits for b in space.blocks if b.component in struck):
+            raise ConfigError(
+                f"--ber needs words of {' or '.join(struck)} among the chosen sites and layers, "
+                "got none"
+            )
+    elif described["kind"] != "explicit":
+        chosen.rows(space, 0, np.zeros(0, np.int64), Draws(0))  # raises where there is no site
+
+
+BYTES_A_FAULT = 250
+"""Peak memory of a drawn fault: its row, sorted copies and masks."""
+
+
+def memory_limit() -> int:
+    """Bytes that a run may plan to take: half of what is free, 4 GiB if that is not known."""
+    from fsim.machine import available_memory
+
+    free = available_memory()
+    return 4 << 30 if free is None else free // 2
+
+
+def _check_size(plan: dict, trace) -> None:
+    """Refuse what cannot be held, before anything runs."""
+    from fsim.simulator.trace import MAX_BYTES
+    from fsim.simulator.trace_format import OUTCOME
+    from fsim.types import FAULT
+
+    need, limit = plan["memory_mib"], memory_limit() / 2**20
+    flips, trials, images = (
+        plan[name] for name in ("expected_faults_per_trial", "trials", "images")
+    )
+    what = f"{flips:.6g} faults in each of {trials} trials with {images} images"
+    if need > limit:
+        raise ConfigError(
+            f"a run must take at most {limit:,.0f} MiB, half of the memory that is free, got about "
+            f"{need:,.0f} MiB for {what}"
+        )
+    size = trials * (flips * FAULT.itemsize + images * OUTCOME.itemsize)
+    if trace is not None and size > MAX_BYTES:
+        raise ConfigError(
+            f"a trace must hold at most {MAX_BYTES >> 20:,} MiB, got about {size / 2**20:,.0f} "
+            f"MiB for {what} ({trace})"
+        )
 
 
 def _rng_version() -> int:
@@ -253,10 +333,27 @@ def _plan(session, space, described, trials) -> dict:
         flips = 1 if described["kind"].startswith("stuck") else images
     plan["expected_faults_per_trial"] = flips
     largest = max(int(_product(op.shape)) for op in session.program.ops)
-    # Rows with their sorted copies, a batch of the largest tensor, the images.
-    memory = flips * 250 + 128 * largest * 16 + session.images.nbytes
+    # Faults of a trial, a batch of the largest tensor, the images, outcomes of all trials.
+    memory = flips * BYTES_A_FAULT + 128 * largest * 16 + session.images.nbytes
+    memory += trials * (images + 200)
     plan["memory_mib"] = round(memory / 2**20, 1)
     return plan
+
+
+def _check_outputs(trace, out) -> None:
+    """Refuse what the run could not write at its end, and outputs in each other's place."""
+    files = [] if out is None else [out / name for name in REPORT_FILES]
+    for path in [*files, trace]:
+        if path is not None and path.exists() and not path.is_file():
+            raise ConfigError(f"an output must be a regular file, got a folder or device ({path})")
+    if out is not None and trace is not None:
+        parts = os.path.realpath(f"{trace}.parts")
+        inside = os.path.commonpath([parts, os.path.realpath(out)]) == parts
+        if inside or os.path.realpath(trace) in map(os.path.realpath, [out, *files]):
+            raise ConfigError(f"--trace and --out must be two places, got {trace} and {out}")
+    if out is not None and out.is_dir():
+        with TemporaryFile(dir=out):  # a folder that cannot be written is known now
+            pass
 
 
 def _product(shape) -> int:
@@ -287,9 +384,7 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
     """All trials; writes the trace and the report's files, returns the report."""
     import numpy as np
 
-    from fsim.files import atomic_write
     from fsim.simulator.inject import run_trials
-    from fsim.simulator.statistics import summarise
 
     start = time.monotonic()
     golden = session.golden()
@@ -307,12 +402,13 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
         raise
     outcomes, accuracy, struck = {}, {}, Counter()
     names, layers = session.identity["components"], session.identity["layers"]
-    if writer is not None and len(done):
-        _recall(trace, writer, done, outcomes, accuracy, struck, golden, names, layers)
-    trials = [t for t in range(task["trials"]) if t not in outcomes]
-    progress = Progress(len(trials), quiet)
-    begin = time.monotonic()
+    progress = None
     try:
+        if writer is not None and len(done):
+            _recall(writer, session, outcomes, accuracy, struck, golden)
+        trials = [t for t in range(task["trials"]) if t not in outcomes]
+        progress = Progress(len(trials), quiet)
+        begin = time.monotonic()
         for number, result in enumerate(
             run_trials(space, golden, chosen, seed=task["seed"], trials=trials, backend=backend)
         ):
@@ -322,23 +418,53 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
             if writer is not None:
                 writer.append(result.rows, outcome_rows(result, golden))
             progress.show(number + 1)
-    except BaseException:
         progress.end()
+        seconds = time.monotonic() - begin
         if writer is not None:
-            if len(writer.stored_trials):
-                click.echo(f"stopped: go on with --trace {trace} --resume", err=True)
-            writer.__exit__(*sys.exc_info())
-        if made and not any(out.iterdir()):
-            out.rmdir()
+            writer.close()
+        report = _report(session, described, task, plan, golden, outcomes, accuracy, struck,
+                         {"clean": clean_s, "trials": seconds})  # fmt: skip
+        picture = None
+        if described["kind"] == "ber" and curve and any(described[n] for n in MEMORIES):
+            picture = _add_curve(report, session, space, golden, chosen, task["seed"], out)
+        if out is not None:
+            _write(out, report, picture)
+    except BaseException as error:
+        if progress is not None:
+            progress.end()
+        if writer is not None:
+            kept = len(writer.stored_trials)
+            writer.abandon()
+            if kept:
+                error.add_note(f"{kept} trials are kept: go on with --trace {trace} --resume")
+        if made:
+            with suppress(OSError):
+                out.rmdir()
         raise
-    progress.end()
-    seconds = time.monotonic() - begin
-    if writer is not None:
-        writer.close()
+    return report
+
+
+def _write(out, report, picture) -> None:
+    """The report and, if there is one, the picture of its curve."""
+    from fsim.files import atomic_write_all
+
+    contents = [json.dumps(report, indent=2, allow_nan=False).encode()]
+    contents += [] if picture is None else [picture]
+    with atomic_write_all(*(out / name for name, _ in zip(REPORT_FILES, contents))) as files:
+        for file, content in zip(files, contents):
+            file.write(content)
+
+
+def _report(session, described, task, plan, golden, outcomes, accuracy, struck, seconds) -> dict:
+    """What the trials found, as JSON values."""
+    import numpy as np
+
+    from fsim.simulator.statistics import summarise
+
     order = sorted(outcomes)
     summary = summarise(np.stack([outcomes[t] for t in order]))
     accuracies = np.array([accuracy[t] for t in order])
-    report = {
+    return {
         "model": task["model"],
         "accel": session.placement.accel.name,
         "dataflow": session.placement.accel.dataflow,
@@ -353,15 +479,9 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
                      for name, share in summary.shares.items()},
         "faults_by": [{"component": c, "layer": x, "faults": k}
                       for (c, x), k in sorted(struck.items())],
-        "seconds": {"clean": clean_s, "trials": seconds},
+        "seconds": seconds,
         "notes": list(session.notes),
     }  # fmt: skip
-    if described["kind"] == "ber" and curve and any(described[n] for n in MEMORIES):
-        _add_curve(report, session, space, golden, chosen, task["seed"], out)
-    if out is not None:
-        with atomic_write(out / "report.json") as file:
-            file.write(json.dumps(report, indent=2, allow_nan=False).encode())
-    return report
 
 
 def _open_trace(trace, task, resume, overwrite):
@@ -382,19 +502,25 @@ def _open_trace(trace, task, resume, overwrite):
     return writer, writer.stored_trials
 
 
-def _recall(trace, writer, done, outcomes, accuracy, struck, golden, names, layers):
+def _recall(writer, session, outcomes, accuracy, struck, golden):
     """Trials that an earlier run of the same task stored, read back from its files."""
     import numpy as np
 
+    from fsim.simulator.sites import check_rows
     from fsim.simulator.trace import read_trace
 
+    count = len(golden.labels)
     for part in writer.files:
         stored = read_trace(part)
-        for trial in stored.trials["trial"]:
-            mine = stored.outcomes[stored.outcomes["trial"] == trial]
+        image = stored.outcomes["image"]
+        if not np.array_equal(image, np.tile(np.arange(count), len(stored.trials))):
+            raise TraceError(f"every trial must have {count} outcomes, one an image ({part})")
+        check_rows(session.placement, stored.faults, count)
+        for at, trial in enumerate(stored.trials["trial"]):
+            mine = stored.outcomes[at * count : (at + 1) * count]
             outcomes[int(trial)] = mine["outcome"]
             accuracy[int(trial)] = float(np.mean(mine["faulty"] == golden.labels))
-        _count(struck, stored.faults, names, layers)
+        _count(struck, stored.faults, session.identity["components"], session.identity["layers"])
 
 
 def _count(struck: Counter, rows, names, layers) -> None:
@@ -423,8 +549,8 @@ def outcome_rows(result, golden, count=None):
     return rows
 
 
-def _add_curve(report, session, space, golden, chosen, seed, out) -> None:
-    """P(critical | one flip) and the accuracy curve, with its picture."""
+def _add_curve(report, session, space, golden, chosen, seed, out) -> bytes | None:
+    """P(critical | one flip) and the accuracy curve; its picture as PNG if there is an `out`."""
     import numpy as np
 
     from fsim.fault_models.bit_errors import OneFlip
@@ -453,19 +579,20 @@ def _add_curve(report, session, space, golden, chosen, seed, out) -> None:
         "by_component": {name: {"critical": k, "flips": n, **_interval(wilson(k, n))}
                          for name, (k, n) in sorted(split.items())},
     }  # fmt: skip
-    found = quick_curve(space, golden, chosen, seed=seed)
+    most = memory_limit() // BYTES_A_FAULT
+    found = quick_curve(space, golden, chosen, seed=seed, most_faults=most)
     report["curve"] = {
         "ber": list(found.ber),
         "accuracy": list(found.accuracy),
         "images": found.images,
         "ber_at_one_point_drop": found.ber_at_drop,
     }
-    if out is not None:
-        from fsim.files import atomic_write
-
-        with atomic_write(out / "ber_curve.png") as file:
-            draw(found, file, f"{report['model']} on {report['accel']} ({report['dataflow']})")
-        report["curve"]["picture"] = str(out / "ber_curve.png")
+    if out is None:
+        return None
+    report["curve"]["picture"] = str(out / "ber_curve.png")
+    content = io.BytesIO()  # the drawing library would not tell a full disk from other errors
+    draw(found, content, f"{report['model']} on {report['accel']} ({report['dataflow']})")
+    return content.getvalue()
 
 
 def _text(report: dict, session) -> str:
@@ -511,7 +638,8 @@ def _text(report: dict, session) -> str:
             f"P(critical | a flip)       {100 * hit['estimate']:.3f} % "
             f"({100 * hit['low']:.3f} .. {100 * hit['high']:.3f} %, {hit['flips']} flips)",
             "accuracy falls by a point  "
-            + (f"at a bit error rate of about {at:.2g}" if at else "nowhere up to a rate of 0.1"),
+            + (f"at a bit error rate of about {at:.2g}" if at
+               else f"nowhere up to a rate of {curve['ber'][-1]:.2g}"),
         ]
         if "picture" in curve:
             lines.append(f"curve                      {curve['picture']}")

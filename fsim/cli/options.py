@@ -91,11 +91,21 @@ seed_option = click.option(
 
 
 def load_accel_option(accel: str, settings: tuple[str, ...], dataflow: str | None):
-    """The `Accel` that the values of `accel_options` describe."""
+    """The `Accel` that the values of `accel_options` describe.
+
+    Of several problems the error names the first and says how many there are;
+    `fsim accel check` lists them.
+    """
     from fsim.accel_models.load import load_accel
     from fsim.parse import parse_assignments
 
-    return load_accel(accel, dataflow, parse_assignments(settings))
+    try:
+        return load_accel(accel, dataflow, parse_assignments(settings))
+    except ConfigError as error:
+        first, *more = str(error).split("\n")
+        if not more:
+            raise
+        raise ConfigError(f"{first}; {len(more)} more of its values are not valid") from None
 
 
 def use_threads(count: int | None) -> int:

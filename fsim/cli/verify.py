@@ -62,6 +62,8 @@ def verify(accel, settings, dataflow, vectors, backends, every, seconds, as_json
     if accel is None and (settings or dataflow):
         raise ConfigError("--set and --dataflow need --accel NAME")
     machine = load_accel_option(accel, settings, dataflow) if accel else None
+    if machine and (settings or dataflow):
+        _check_machine(vectors, machine, settings, dataflow)
     backends = backends or BACKENDS
     files = [vectors] if vectors else checks.builtin_vectors()
 
@@ -94,6 +96,23 @@ def verify(accel, settings, dataflow, vectors, backends, every, seconds, as_json
         _print(reports, kernels, failed, elapsed)
     if failed:
         raise SystemExit(1)
+
+
+def _check_machine(path, machine, settings, dataflow):
+    """Array and dataflow come from the vectors: refuse others that the user asked for."""
+    from fsim.errors import ConfigError
+    from fsim.parse import parse_assignments
+    from fsim.simulator.vectors import read_vectors
+
+    file = read_vectors(path)
+    asked = [name for name in ("rows", "cols") if name in parse_assignments(settings)]
+    asked += ["dataflow"] if dataflow else []
+    for name in asked:
+        if getattr(machine, name) != getattr(file, name):
+            raise ConfigError(
+                f"{name} must be that of the vectors, {getattr(file, name)}, "
+                f"got {getattr(machine, name)} ({path}: meta)"
+            )
 
 
 def _vector_json(report, step: int) -> dict:
