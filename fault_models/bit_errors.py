@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .rows import extend_masks, flip_rows
+from fsim.types import FAULT
+
+from .rows import extend_masks, fill_flips, flip_rows
 
 _ONE_FLIP = (1 << 20) + 3  # random stream; error rates use the numbers of the blocks
 
@@ -43,30 +45,32 @@ class BitErrors:
         else:
             batches = np.unique(images // self.hw_batch * self.hw_batch)
         components = {component.name: i for i, component in enumerate(space.accel.components)}
-        parts = [flip_rows(0)]
+        drawn = []
         for block in space.blocks:
             p = getattr(self, block.component)
-            if p == 0:
-                continue
-            units = batches if block.component == "weights" else images
-            index, position = draws.bits(block.exposed_bits, p, block.number, trial, units)
+            if p > 0:
+                units = batches if block.component == "weights" else images
+                index, position = draws.bits(block.exposed_bits, p, block.number, trial, units)
+                drawn.append((block, units, index, position))
+        rows = np.empty(sum(len(position) for *_, position in drawn), FAULT)
+        begin = 0
+        for block, units, index, position in drawn:
+            end = begin + len(position)
             residency, word, bit = block.site(position)
-            signed = block.signed
-            parts.append(
-                flip_rows(
-                    len(position),
-                    trial=trial,
-                    image=units[index],
-                    layer=block.layer,
-                    component=components[block.component],
-                    word=word,
-                    first=residency,
-                    last=residency,
-                    xor_mask=extend_masks(bit, block.bits, signed),
-                )
+            # A block at a time, while its rows are in the cache.
+            fill_flips(
+                rows[begin:end],
+                trial=trial,
+                event=np.arange(begin, end),
+                image=units[index],
+                layer=block.layer,
+                component=components[block.component],
+                word=word,
+                first=residency,
+                last=residency,
+                xor_mask=extend_masks(bit, block.bits, block.signed),
             )
-        rows = np.concatenate(parts)
-        rows["event"] = np.arange(len(rows))
+            begin = end
         return rows
 
 

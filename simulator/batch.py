@@ -9,6 +9,8 @@ import numpy as np
 
 from fsim.types import FAULT
 
+from .kernels import memory
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -40,16 +42,12 @@ class Batch:
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray, int]:
         """(indices by (layer, component), where each pair begins, components)."""
-        layer, component = self.rows["layer"], self.rows["component"]
-        if self.chosen is not None:
-            layer, component = layer[self.chosen], component[self.chosen]
-        components = int(component.max(initial=0)) + 1
-        key = (layer + 1) * components + component  # layer -1 comes first
-        layers = int(layer.max(initial=-1)) + 2
-        order = np.argsort(key.astype(np.int16) if layers * components < 1 << 15 else key,
-                           kind="stable")  # fmt: skip
-        begins = np.searchsorted(key[order], np.arange(layers * components + 1))
-        return (order if self.chosen is None else self.chosen[order]), begins, components
+        rows, chosen = self.rows, self.chosen
+        if chosen is None:
+            chosen = np.arange(len(rows))
+        components = int(rows["component"].max(initial=0)) + 1
+        layers = int(rows["layer"].max(initial=-1)) + 2
+        return *memory.group_rows(rows, chosen, layers, components), components
 
     def of(self, layer: int, first: int, last: int | None = None) -> np.ndarray:
         """Indices of the rows that strike components [first, last] of a layer.
@@ -70,10 +68,6 @@ class Batch:
         if not mine:
             return order[:0]
         return mine[0] if len(mine) == 1 else np.concatenate(mine)
-
-    def column(self, name: str, index: np.ndarray) -> np.ndarray:
-        """(i,) int64 values of one column of the given rows."""
-        return self.rows[name][index].astype(np.int64)
 
 
 def no_faults() -> Batch:

@@ -56,7 +56,7 @@ class FaultHooks:
     def _acts(self, layer: int, fetched: bool) -> np.ndarray:
         """Rows of a feature map (fetched: of residency numbers above 0)."""
         index = self.batch.of(layer, self.acts)
-        return index[(self.batch.rows["first"][index] > 0) == fetched]
+        return index[(self.batch.rows["first"][index] > 0) == fetched] if len(index) else index
 
     def stored(self, op: Op, codes: np.ndarray) -> None:
         """Errors in the words that `op` wrote, seen by every reader."""
@@ -79,9 +79,8 @@ class FaultHooks:
 
     def _strike(self, codes: np.ndarray, index: np.ndarray) -> None:
         if len(index):
-            fields = ("word", "and_mask", "or_mask", "xor_mask")
-            columns = [self.batch.column(name, index) for name in fields]
-            memory.apply_words(codes.reshape(len(codes), -1), self.batch.slot[index], *columns)
+            flat = codes.reshape(len(codes), -1)
+            memory.apply_words(flat, self.batch.rows, index, self.batch.slot[index])
 
     def accumulated(self, op: ArrayOp, inputs, acc):
         """Final sums that differ from plain arithmetic on the codes that were read."""
@@ -106,7 +105,9 @@ class FaultHooks:
                 found.append(
                     self._walk(op, [codes[slot] for codes in inputs], acc[slot], mine, int(slot))
                 )
-        return tuple(np.concatenate(parts) for parts in zip(*found)) if found else None
+        if len(found) < 2:
+            return found[0] if found else None
+        return tuple(np.concatenate(parts) for parts in zip(*found))
 
     def _unwalked(self, index: np.ndarray, walked: np.ndarray) -> np.ndarray:
         if not walked.any():

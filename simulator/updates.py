@@ -16,8 +16,6 @@ from .lower import Lowered
 from .ops import ArrayOp
 from .sites import Placement
 
-_MASKS = ("and_mask", "or_mask", "xor_mask")
-
 
 def changed_sums(
     placement: Placement,
@@ -43,38 +41,43 @@ def changed_sums(
     acc = acc.reshape(len(codes), low.m, low.outputs)
     bias = np.ascontiguousarray(np.broadcast_to(op.bias, low.outputs), np.int64)
     geometry = (
-        low.h, low.w, low.channels, low.out_w, low.kernel_w, *low.stride, *low.padding, *low.dilation,
+        low.h, low.w, low.channels, low.out_w, low.kernel_w,
+        *low.stride, *low.padding, *low.dilation,
     )  # fmt: skip
     acc_bits = placement.accel.acc_bits
-    image, output, k, delta = wrong = _weight_errors(op, low, batch, weights, images)
+    wrong = _weight_errors(op, low, batch, weights, images)
+    columns = wrong[0] * low.outputs + wrong[1]
+    space = (int(np.count_nonzero(np.diff(columns))) + 1) * low.m if len(columns) else 0
+    psums, slot = _each_image(batch, psums, images)
+    where, value = np.empty(space + len(psums), np.int64), np.empty(space + len(psums), np.int64)
+    count = 0
+    if len(columns):
+        scratch = np.empty(low.m, np.int64)
+        count = memory.weight_errors(
+            codes, acc, bias, geometry, low.n, acc_bits, wrong, scratch, (where, value)
+        )
+    if len(psums):
+        slots = low.k if placement.accel.dataflow == "os" else placement.accel.rows
+        weight, narrow = flat_weight(placement, op)
+        narrow = narrow and codes.itemsize == 1
+        folds = int(batch.rows["first"][psums].max()) + 1
+        order = _order(batch, psums, slot, low.m * low.outputs, folds)
+        # A sum that both kinds change is computed with both here: it comes last.
+        count += memory.psum_errors(
+            codes, weight, acc, bias, geometry, low.n, acc_bits, slots, narrow,
+            batch.rows, psums, slot, order, wrong, (where[count:], value[count:]),
+        )  # fmt: skip
+    return where[:count], value[:count]
 
-    columns = image * low.outputs + output
-    count = int(np.count_nonzero(np.diff(columns))) + 1 if len(columns) else 0
-    where, value = np.empty(count * low.m, np.int64), np.empty(count * low.m, np.int64)
-    if count:
-        memory.weight_errors(codes, acc, bias, geometry, low.n, acc_bits, *wrong, (where, value))
-    if not len(psums):
-        return where, value
 
-    struck = _psum_errors(low, batch, psums, images)
-    slots = low.k if placement.accel.dataflow == "os" else placement.accel.rows
-    where_p, value_p = np.empty(len(struck[0]), np.int64), np.empty(len(struck[0]), np.int64)
-    narrow = codes.itemsize == 1 and op.weight.min() >= -128 and op.weight.max() <= 127
-    hit = memory.psum_errors(
-        codes, flat_weight(placement, op), acc, bias, geometry, low.n, acc_bits, slots, narrow,
-        struck, wrong, (where_p, value_p),
-    )  # fmt: skip
-    # A sum that both kinds change was computed with both by psum_errors: it comes last.
-    return np.concatenate([where, where_p[:hit]]), np.concatenate([value, value_p[:hit]])
-
-
-def flat_weight(placement: Placement, op: ArrayOp) -> np.ndarray:
-    """(o, k) int32 weight codes in slot order, made once an operation."""
+def flat_weight(placement: Placement, op: ArrayOp) -> tuple[np.ndarray, bool]:
+    """((o, k) int32 weight codes in slot order, whether 8 bits hold them), made once."""
     cache = placement._cache
     if op.index not in cache:
         low = placement.lowered[op.index]
         matrices = [lower.weight_matrix(low, op, None, g).T for g in range(low.groups)]
-        cache[op.index] = np.ascontiguousarray(np.concatenate(matrices), np.int32)
+        weight = np.ascontiguousarray(np.concatenate(matrices), np.int32)
+        cache[op.index] = weight, bool(weight.min() >= -128 and weight.max() <= 127)
     return cache[op.index]
 
 
@@ -91,32 +94,26 @@ def _each_image(batch: Batch, index, images) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(index, times), slots
 
 
+def _order(batch: Batch, index, slot, words: int, folds: int) -> np.ndarray:
+    """Positions in `index` sorted by (slot, word, first), then as they are."""
+    count = len(index)
+    key = np.empty(count, np.int64)
+    if (int(slot.max()) + 1) * words * folds * count < 1 << 63:
+        memory.sort_keys(batch.rows, index, slot, words, folds, key)
+        key.sort()
+        return key % count
+    rows = batch.rows[index]
+    return np.lexsort((rows["first"], rows["word"], slot))
+
+
 def _weight_errors(op: ArrayOp, low: Lowered, batch: Batch, index, images):
     """(image, output, k, delta) int64 of wrong weights, sorted by (image, output)."""
+    index, slot = _each_image(batch, index, images)
+    wrong = tuple(np.empty(len(index), np.int64) for _ in range(4))
     if not len(index):
-        return (np.zeros(0, np.int64),) * 4
-    index, slot = _each_image(batch, index, images)
-    word = batch.column("word", index)
-    key = slot * op.weight.size + word
-    order = np.argsort(key, kind="stable")
-    key, index = key[order], index[order]
-    codes = op.weight.reshape(-1)[word[order]]
-    new = np.empty(len(key), np.int64)
-    runs = memory.struck_words(codes, key, *(batch.column(name, index) for name in _MASKS), new)
-    key, first = np.unique(key, return_index=True)
-    image, word = np.divmod(key, op.weight.size)
-    group, k, n = lower.weight_position(low, word)
-    output = group * low.n + n
-    delta = new[:runs] - codes[first]
-    order = np.argsort(image * low.outputs + output, kind="stable")
-    return image[order], output[order], k[order], delta[order]
-
-
-def _psum_errors(low: Lowered, batch: Batch, index, images):
-    """(image, word, fold, and, or, xor) int64, sorted by (image, word, fold)."""
-    index, slot = _each_image(batch, index, images)
-    word, fold = batch.column("word", index), batch.column("first", index)
-    key = (slot * (low.m * low.outputs) + word) * (int(fold.max()) + 1) + fold
-    order = np.argsort(key, kind="stable")
-    masks = (batch.column(name, index[order]) for name in _MASKS)
-    return (slot[order], word[order], fold[order], *masks)
+        return wrong
+    order = _order(batch, index, slot, op.weight.size, 1)
+    shape = low.channels, low.kernel_h * low.kernel_w
+    flat = op.weight.reshape(-1)
+    count = memory.wrong_weights(batch.rows, index, slot, order, flat, shape, wrong)
+    return tuple(column[:count] for column in wrong)

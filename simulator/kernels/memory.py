@@ -16,35 +16,87 @@ from .replay import wrap
 
 
 @kernel
-def apply_words(codes, image, word, and_, or_, xor):
-    """Mask stored codes in place: codes[image, word]; image -1 means every image.
+def group_rows(rows, chosen, layers, components):
+    """Rows by (layer, component), their order kept.
 
-    codes (n, words) of any integer dtype; the others (f,) int64, masks as rows
-    store them, so that a masked code stays in the range of its dtype.
+    rows    FAULT records; chosen (s,) int64 indices of those that count
+    layers  more than the largest layer, from -1 on: layer l is group l + 1
+    Returns (order (s,), begins (layers * components + 1,)) int64.
     """
-    for i in range(len(image)):
-        w = word[i]
-        lo, hi = image[i], image[i] + 1
-        if image[i] < 0:
-            lo, hi = 0, codes.shape[0]
-        for b in range(lo, hi):
-            codes[b, w] = ((np.int64(codes[b, w]) & and_[i]) | or_[i]) ^ xor[i]
+    begins = np.zeros(layers * components + 1, np.int64)
+    for i in chosen:
+        begins[(rows[i].layer + 1) * components + rows[i].component + 1] += 1
+    for group in range(layers * components):
+        begins[group + 1] += begins[group]
+    order = np.empty(len(chosen), np.int64)
+    at = begins.copy()
+    for i in chosen:
+        group = (rows[i].layer + 1) * components + rows[i].component
+        order[at[group]] = i
+        at[group] += 1
+    return order, begins
 
 
 @kernel
-def struck_words(code, key, and_, or_, xor, out):
-    """Fold masks of equal keys, in order: out[i] is the code after all of run i.
+def sort_keys(rows, index, slot, words, folds, out):
+    """Keys that sort rows by (inference, word, residency), then by their own order.
 
-    code, key, and_, or_, xor  (f,) int64, equal keys adjacent; code is the
-    stored value. Returns the number of runs.
+    index, slot  (f,) int64: row and the inference it strikes
+    words, folds  more than any word and any `first`; (inferences * words * folds * f)
+              must stay below 2^63
+    out       (f,) int64, overwritten; key % f is the position in `index`
     """
-    runs = 0
-    for i in range(len(key)):
-        if i == 0 or key[i] != key[i - 1]:
-            out[runs] = code[i]
-            runs += 1
-        out[runs - 1] = ((out[runs - 1] & and_[i]) | or_[i]) ^ xor[i]
-    return runs
+    count = len(index)
+    for i in range(count):
+        row = rows[index[i]]
+        fold = row.first if folds > 1 else 0
+        out[i] = ((slot[i] * words + row.word) * folds + fold) * count + i
+
+
+@kernel
+def apply_words(codes, rows, index, slot):
+    """Mask stored codes (n, words) of any integer dtype in place.
+
+    Row index[i] strikes codes[slot[i]], -1 meaning all; masks, as rows store them,
+    keep a code in the range of its dtype.
+    """
+    for i in range(len(index)):
+        row = rows[index[i]]
+        w = row.word
+        lo, hi = slot[i], slot[i] + 1
+        if slot[i] < 0:
+            lo, hi = 0, codes.shape[0]
+        for b in range(lo, hi):
+            codes[b, w] = ((np.int64(codes[b, w]) & row.and_mask) | row.or_mask) ^ row.xor_mask
+
+
+@kernel
+def wrong_weights(rows, index, slot, order, weight, shape, out):
+    """What wrong weights differ by, from rows in the order (inference, word).
+
+    order   (f,) int64 positions in index and slot
+    weight  flat codes, (o, c, kh, kw) as PyTorch keeps them; shape (c, kh * kw)
+    out     (image, output, k, delta) int64 (f,) to fill; returns how many
+    """
+    image, output, k, delta = out
+    channels, windows = shape
+    size = channels * windows
+    count, i = 0, 0
+    while i < len(order):
+        b, word = slot[order[i]], rows[index[order[i]]].word
+        code = np.int64(weight[word])
+        new = code
+        while i < len(order) and slot[order[i]] == b and rows[index[order[i]]].word == word:
+            row = rows[index[order[i]]]
+            new = ((new & row.and_mask) | row.or_mask) ^ row.xor_mask
+            i += 1
+        o = word // size
+        rest = word - o * size
+        c = rest // windows
+        image[count], output[count], delta[count] = b, o, new - code
+        k[count] = (rest - c * windows) * channels + c
+        count += 1
+    return count
 
 
 @kernel
@@ -74,7 +126,7 @@ def _dot(inputs, weights, narrow):
 
 
 @kernel
-def _partial(codes, weight, geometry, b, m, output, group, begin, end, narrow):
+def _partial(flat, channels, weight, geometry, b, m, output, group, begin, end, narrow):
     """Sum of the products of slots [begin, end) of an output.
 
     A row of windows that lie side by side is one run of memory, if there is one group.
@@ -83,11 +135,15 @@ def _partial(codes, weight, geometry, b, m, output, group, begin, end, narrow):
     total = np.int64(0)
     if begin >= end:
         return total
-    y0, x0 = m // out_w * sh - pt, m % out_w * sw - pl
-    joined = dw == 1 and codes.shape[3] == cg
+    out_y = m // out_w
+    y0, x0 = out_y * sh - pt, (m - out_y * out_w) * sw - pl
+    joined = dw == 1 and channels == cg
     run = kw * cg if joined else cg
-    for number in range(begin // run, -(-end // run)):
+    windows = weight.shape[1] // run
+    for number in range(windows):  # most have few: cheaper than two divisions
         first, last = max(begin, number * run), min(end, (number + 1) * run)
+        if first >= last:
+            continue
         if joined:
             y, low = y0 + number * dh, x0 * cg - number * run
         else:
@@ -101,43 +157,40 @@ def _partial(codes, weight, geometry, b, m, output, group, begin, end, narrow):
             first, last = max(first, -low), min(last, w * cg - low)
             if first >= last:
                 continue
-            row = codes[b, y].reshape(w * cg)
-            total += _dot(row[first + low : last + low], weight[output, first:last], narrow)
-        else:
-            c = group * cg + first - number * run
+            row = y * w * cg + low
             total += _dot(
-                codes[b, y, x, c : c + last - first], weight[output, first:last], narrow
+                flat[b, row + first : row + last], weight[output, first:last], narrow
             )
+        else:
+            at = (y * w + x) * channels + group * cg - number * run
+            total += _dot(flat[b, at + first : at + last], weight[output, first:last], narrow)
     return total
 
 
 @kernel
-def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, image, output, k, delta, out):
-    """Final sums of every output that reads a wrong weight.
+def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, wrong, scratch, out):
+    """Final sums of the outputs that wrong weights change.
 
-    codes     (images, h, w, c) input codes
-    acc       (images, m, o) exact sums without bias, float or integer
-    image, output, k, delta  (f,) int64 errors sorted by (image, output); delta is
-              what is added to the code
-    out       (index, value) int64 (g * m,) to fill, g being the number of distinct
-              (image, output): flat indices into acc, and sums
+    codes    (images, h, w, c) input codes
+    acc      (images, m, o) exact sums without bias, float or integer
+    wrong    (image, output, k, delta) int64 (f,) sorted by (image, output); delta is
+             what is added to the code
+    scratch  (m,) int64
+    out      (index, value) int64 to fill, m entries for each (image, output): flat
+             indices into acc, and sums with the bias, wrapped; returns how many
     """
     h, w, cg, out_w, kw, sh, sw, pt, pl, dh, dw = geometry
+    image, output, k, delta = wrong
     index, value = out
     positions, outputs = acc.shape[1], acc.shape[2]
-    at, i = 0, 0
+    count, i = 0, 0
     while i < len(image):
-        end = i + 1
-        while end < len(image) and image[end] == image[i] and output[end] == output[i]:
-            end += 1
         b, o = image[i], output[i]
         group = o // per_group
-        for m in range(positions):
-            index[at + m] = (b * positions + m) * outputs + o
-            value[at + m] = np.int64(acc[b, m, o]) + bias[o]
-        for e in range(i, end):
+        scratch[:] = 0
+        while i < len(image) and image[i] == b and output[i] == o:
             # Row by row: no division and no look at padding for every output.
-            window, c = k[e] // cg, group * cg + k[e] % cg
+            window, c = k[i] // cg, group * cg + k[i] % cg
             dy, dx = window // kw * dh - pt, window % kw * dw - pl
             for row in range(positions // out_w):
                 y = row * sh + dy
@@ -146,51 +199,45 @@ def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, image, output
                 for column in range(out_w):
                     x = column * sw + dx
                     if x >= 0 and x < w:
-                        value[at + row * out_w + column] += delta[e] * np.int64(codes[b, y, x, c])
-        for m in range(at, at + positions):
-            value[m] = wrap(value[m], acc_bits)
-        at += positions
-        i = end
+                        scratch[row * out_w + column] += delta[i] * np.int64(codes[b, y, x, c])
+            i += 1
+        for m in range(positions):
+            if scratch[m] != 0:  # half of what a ReLU lets through is zero
+                index[count] = (b * positions + m) * outputs + o
+                value[count] = wrap(np.int64(acc[b, m, o]) + bias[o] + scratch[m], acc_bits)
+                count += 1
+    return count
 
 
 @kernel
 def psum_errors(
-    codes,
-    weight,
-    acc,
-    bias,
-    geometry,
-    per_group,
-    acc_bits,
-    fold_slots,
-    narrow,
-    psums,
-    weights,
-    out,
-):
+    codes, weight, acc, bias, geometry, per_group, acc_bits, fold_slots, narrow, rows, index, slot,
+    order, wrong, out,
+):  # fmt: skip
     """Final sums of outputs whose partial sums were hit in memory.
 
-    weight    (o, k) int32 codes
+    weight      (o, k) int32 codes
     fold_slots  slots after which a sum is stored (k itself: stored once)
-    narrow    codes and weights have 8 bits
-    psums     (image, word, fold, and, or, xor) arrays (f,) int64 sorted by
-              (image, word, fold); word is m * outputs + o
-    weights   (image, output, k, delta) arrays of wrong weights, sorted by
-              (image, output), that the same outputs read
-    out       (index, value) int64 (f,) to fill; returns how many
+    narrow      codes and weights have 8 bits
+    rows        FAULT records; word is m * outputs + o, first the fold
+    index, slot  (f,) int64: row and inference; order (f,) int64 positions in them,
+                sorted by (inference, word, fold)
+    wrong       (image, output, k, delta) int64 of wrong weights that the same outputs
+                read, sorted by (image, output)
+    out         (index, value) int64 (f,) to fill; returns how many
     """
-    image, word, fold, and_, or_, xor = psums
-    w_image, w_output, w_k, w_delta = weights
-    index, value = out
+    w_image, w_output, w_k, w_delta = wrong
+    where, value = out
     positions, outputs = acc.shape[1], acc.shape[2]
     size = weight.shape[1]
+    channels = codes.shape[3]
+    flat = codes.reshape(codes.shape[0], -1)
     count, at, i = 0, 0, 0
-    while i < len(image):
-        end = i + 1
-        while end < len(image) and image[end] == image[i] and word[end] == word[i]:
-            end += 1
-        b, m, o = image[i], word[i] // outputs, word[i] % outputs
-        group = o // per_group
+    while i < len(order):
+        b, word = slot[order[i]], rows[index[order[i]]].word
+        m = word // outputs
+        o = word - m * outputs
+        group = o // per_group if per_group < outputs else 0
         # Wrong weights of this image and output: both lists go through the images in order.
         while at < len(w_image) and w_image[at] < b:
             at += 1
@@ -204,13 +251,18 @@ def psum_errors(
             final += w_delta[e] * _read(codes, geometry, b, m, w_k[e], group)
             e += 1
         carried = np.int64(0)
-        for f in range(i, end):
-            limit = min((fold[f] + 1) * fold_slots, size)
+        while i < len(order) and slot[order[i]] == b and rows[index[order[i]]].word == word:
+            row = rows[index[order[i]]]
+            limit = min((row.first + 1) * fold_slots, size)
             stored = bias[o] + carried
             if 2 * limit <= size:
-                stored += _partial(codes, weight, geometry, b, m, o, group, 0, limit, narrow)
+                stored += _partial(
+                    flat, channels, weight, geometry, b, m, o, group, 0, limit, narrow
+                )
             else:
-                rest = _partial(codes, weight, geometry, b, m, o, group, limit, size, narrow)
+                rest = _partial(
+                    flat, channels, weight, geometry, b, m, o, group, limit, size, narrow
+                )
                 stored += whole - rest
             e = lo
             while e < len(w_image) and w_image[e] == b and w_output[e] == o:
@@ -218,10 +270,10 @@ def psum_errors(
                     stored += w_delta[e] * _read(codes, geometry, b, m, w_k[e], group)
                 e += 1
             stored = wrap(stored, acc_bits)
-            struck = wrap(((stored & and_[f]) | or_[f]) ^ xor[f], acc_bits)
-            carried += struck - stored
-        index[count] = (b * positions + m) * outputs + o
+            struck = ((stored & row.and_mask) | row.or_mask) ^ row.xor_mask
+            carried += wrap(struck, acc_bits) - stored
+            i += 1
+        where[count] = (b * positions + m) * outputs + o
         value[count] = wrap(final + carried, acc_bits)
         count += 1
-        i = end
     return count
