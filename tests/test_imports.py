@@ -14,7 +14,10 @@ from tests.test_layout import ROOT, modules
 
 STDLIB = set(sys.stdlib_module_names)
 
-TORCH = {"exact", "quantise", "capture", "patterns", "program", "attach", "engine", "inject"}
+TORCH = {
+    "exact", "quantise", "capture", "patterns", "program", "engine", "inject", "attach",
+    "attach_layers", "attach_program",
+}  # fmt: skip
 """Modules of simulator/ that may import torch."""
 
 
