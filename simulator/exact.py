@@ -4,6 +4,8 @@ Where no accumulator can overflow, the arithmetic of the array is plain integer
 arithmetic, and the fastest routine that provably does the same may stand in for
 it. Which ones do depends on the CPU and on the numbers:
 
+vnni     our own convolution of 8-bit codes (`kernels/vnni.py`): needs VNNI, one group
+         and |sum| < 2^31;
 onednn   oneDNN's convolution of unsigned by signed 8-bit codes, int32 inside and
          float32 out: needs VNNI (without it pairs of products saturate at 16
          bits, silently) and |sum| < 2^24;
@@ -35,11 +37,13 @@ import torch
 from fsim.errors import ConfigError, MappingError
 
 from .kernels import im2col as windows
+from .kernels import vnni
 
-PATHS = ("onednn", "int_mm", "fp32", "fp64", "int64")
+PATHS = ("vnni", "onednn", "int_mm", "fp32", "fp64", "int64")
 """Fastest first."""
 
 LIMITS = {
+    "vnni": 2**31 - 1,
     "onednn": 2**24 - 1,
     "int_mm": 2**31 - 1,
     "fp32": 2**24,
@@ -130,6 +134,8 @@ def _unfit(name: str) -> str | None:
             return "the CPU has no AVX512-VNNI: int8 products would saturate at 16 bits"
         if limit := isa_limit():
             return f"{limit} holds oneDNN below VNNI: int8 products would saturate at 16 bits"
+    if name == "vnni" and not vnni.supported():
+        return "the code that numba generates has no AVX512-VNNI"
     if name == "fp32" and not _full_float32():
         precision = torch.get_float32_matmul_precision()
         return f"torch's float32 matmul precision is {precision!r}, not 'highest'"
@@ -142,12 +148,14 @@ def _unfit(name: str) -> str | None:
 def _shift(name: str, problem: Problem) -> int | None:
     """Shift that brings the codes into the path's operand type; None if none does."""
     lo, hi = problem.a_range
-    if name not in ("onednn", "int_mm"):
+    if name not in ("vnni", "onednn", "int_mm"):
         return 0
     if problem.kind == "matmul" or problem.weight.min() < -128 or problem.weight.max() > 127:
         return None
-    if name == "onednn":
-        if problem.kind != "conv" or not _onednn_geometry(problem):
+    if name in ("vnni", "onednn"):
+        if problem.kind != "conv":
+            return None
+        if problem.groups > 1 if name == "vnni" else not _onednn_geometry(problem):
             return None
         return 0 if 0 <= lo and hi <= 255 else 128 if -128 <= lo and hi <= 127 else None
     if problem.groups > 1:
@@ -229,11 +237,15 @@ class Exact:
     offset   (o,) int64, or None: what `raw` is too large by, because of the shift
     raw      codes -> sums (n, oh, ow, o) or (n, o), C-contiguous, offset included;
              float32, int32, float64 or int64, always holding integers
+    fused    None, or a function of (codes, scaling, sums, out) that requantises too:
+             scaling as `lanes` gives it, sums (n, oh, ow, o) int32 or None: what raw
+             would give, out (n, oh, ow, o) 8-bit codes; both are overwritten
     """
 
     path: Path
     offset: np.ndarray | None
     raw: Callable[..., np.ndarray] = field(repr=False)
+    fused: Callable | None = field(default=None, repr=False)
 
     def __call__(self, *codes: np.ndarray) -> np.ndarray:
         sums = self.raw(*codes)
@@ -269,6 +281,8 @@ def _packed(path: Path, problem: Problem) -> Exact:
         offset = path.shift * flat.sum(1).astype(np.int64)
     if problem.kind == "linear":
         return Exact(path, offset, _linear(path, problem.weight))
+    if path.name == "vnni":
+        return Exact(path, offset, *_vnni_conv(path, problem))
     if path.name == "onednn":
         return Exact(path, offset, _onednn_conv(path, problem))
     if path.name == "int64":
@@ -283,6 +297,45 @@ def output_size(problem: Problem, h: int, w: int) -> tuple[int, int]:
     oh = (h + top + bottom - problem.dilation[0] * (kh - 1) - 1) // problem.stride[0] + 1
     ow = (w + left + right - problem.dilation[1] * (kw - 1) - 1) // problem.stride[1] + 1
     return oh, ow
+
+
+def lanes(outputs: int, bias, multiplier, lo, hi) -> tuple:
+    """Scaling of `Exact.fused` for that many outputs; vectors (o,), as `requantise_float`."""
+    room = -(-outputs // vnni.LANES) * vnni.LANES
+    vectors = (np.resize(np.asarray(v, np.float32), room) for v in (bias, multiplier))
+    return *vectors, np.float32(lo), np.float32(hi)
+
+
+def _vnni_conv(path: Path, problem: Problem) -> tuple[Callable, Callable]:
+    """(raw, fused) of `Exact`."""
+    packed = vnni.pack(problem.weight)
+    outputs, _, kh, kw = problem.weight.shape
+    flip = path.shift
+    plain = lanes(outputs, [0], [1], 0, 0)
+
+    @functools.lru_cache(maxsize=4)
+    def layout(h, w, c):
+        size = output_size(problem, h, w)
+        window = (kh, kw, *size)
+        return size, *vnni.geometry(
+            (h, w, c), window, problem.stride, problem.padding, problem.dilation
+        )
+
+    def run(codes, scaling, sums, out):
+        size, steps, sizes = layout(*codes.shape[1:])
+        if sums is None:
+            sums = np.empty((0, *size, outputs), np.int32)
+        if out is None:
+            out = np.empty((0, *size, outputs), np.uint8)
+        vnni.run(codes, flip, packed, steps, sizes, scaling, sums, out)
+
+    def raw(codes):
+        size = output_size(problem, *codes.shape[1:3])
+        sums = np.empty((len(codes), *size, outputs), np.int32)
+        run(codes, plain, sums, None)
+        return sums
+
+    return raw, run
 
 
 def _onednn_conv(path: Path, problem: Problem) -> Callable:
@@ -341,6 +394,8 @@ def _product(name: str, a: np.ndarray, b: torch.Tensor) -> np.ndarray:
     left = _tensor(a)
     if name == "int_mm":
         return torch._int_mm(left, b).numpy()
+    if name == "vnni" and not vnni.supported():
+        return "the code that numba generates has no AVX512-VNNI"
     if name == "fp32" and not _full_float32():
         # The setting was changed after the path was chosen; float64 is exact too.
         return torch.mm(left.double(), b.double()).numpy()
@@ -448,8 +503,9 @@ def _probe_cases(name: str):
         for lo, hi in ((0, 255), (-128, 127)):
             codes = _patterns(k, lo, hi)
             problem = Problem("linear", (lo, hi), weight)
-            if name == "onednn":
+            if name in ("vnni", "onednn"):
                 # Two by two pixels with the same codes: oneDNN is not asked for fewer.
+                weight = np.tile(weight, (5, 1)) if name == "vnni" else weight  # both tiles
                 filters = weight.reshape(len(weight), k, 1, 1)
                 problem = Problem("conv", (lo, hi), filters, size=(2, 2))
                 codes = np.broadcast_to(codes[:, None, None], (len(codes), 2, 2, k))
@@ -464,6 +520,8 @@ def _probe_cases(name: str):
 
 def _run_probe(name: str) -> tuple[int, int]:
     cases = wrong = 0
+    if name == "vnni" and not vnni.supported():
+        return 0, 0  # LLVM would end the process
     for problem, codes in _probe_cases(name):
         got = prepare(problem, name)(codes)
         weight = problem.weight.reshape(len(problem.weight), -1)
@@ -477,7 +535,7 @@ _probed = functools.lru_cache(maxsize=None)(_run_probe)
 
 
 def probe() -> list[tuple[str, int, int]]:
-    """(path, products tried, products wrong) for every path, available or not.
+    """(path, products tried, products wrong) for every path that runs at all.
 
     Extreme operands (every code at an end of its range, K up to 1024) against
     int64 numpy, run afresh.

@@ -343,37 +343,43 @@ class Ready:
 
     exact       the product
     fast        float32 holds accumulator plus bias exactly, short of any wrap
-    bias, bias_raw, multiplier
-                tiled float32 for the fast kernel; bias_raw also undoes the
+    bias, multiplier
+                tiled float32 for the fast kernel; the bias also undoes the
                 product's offset
     lo, hi      the clamp in float32
+    scaling     the same for a product that requantises itself; None if it does not
     """
 
     exact: exact.Exact
     fast: bool
     bias: np.ndarray
-    bias_raw: np.ndarray
     multiplier: np.ndarray
     lo: np.float32
     hi: np.float32
+    scaling: tuple | None = None
 
 
 def make_ready(program: Program, op: ArrayOp) -> Ready:
     """Choose the exact path of an array operation and pack its weights."""
     product = exact.prepare(program.problem(op))
-    offset = np.zeros_like(op.bias) if product.offset is None else product.offset
-    biases = (op.bias, op.bias - offset)
-    most = product.path.bound + max(int(np.abs(b).max(initial=0)) for b in biases)
-    fast = product.path.name in ("onednn", "fp32") and most <= min(
+    bias = op.bias if product.offset is None else op.bias - product.offset
+    most = product.path.bound + max(int(np.abs(b).max(initial=0)) for b in (op.bias, bias))
+    fast = product.path.name in ("vnni", "onednn", "fp32") and most <= min(
         2**24, 2 ** (program.acc_bits - 1) - 1
     )
+    scaling = None
+    if fast and product.fused is not None and op.dtype.itemsize == 1:
+        outputs = len(op.weight)
+        vectors = (np.broadcast_to(v, outputs) for v in (bias, op.multiplier))
+        scaling = exact.lanes(outputs, *vectors, op.lo, op.hi)
     return Ready(
         product,
         fast,
-        *(tiled(b.astype(np.float32)) for b in biases),
+        tiled(bias.astype(np.float32)),
         tiled(op.multiplier),
         np.float32(op.lo),
         np.float32(op.hi),
+        scaling,
     )
 
 

@@ -352,40 +352,53 @@ def _sums(program: Program, op: ArrayOp, inputs: tuple[np.ndarray, ...]) -> np.n
 def _array(program, op, inputs, hooks, sums) -> np.ndarray:
     """Output codes of an array operation that is not the last."""
     ready = program.ready(op)
-    acc = _sums(program, op, inputs)
-    out = _pool.take((len(acc), *op.layout), op.dtype)
-    replaced = None
-    if hooks is not None or sums is not None:
-        if ready.exact.offset is not None:
-            acc -= ready.exact.offset.astype(acc.dtype)
-        if sums is not None:
-            sums[op.index] = acc.astype(np.int64)
-        if hooks is not None:
-            replaced = hooks.accumulated(op, inputs, acc)
-        bias = ready.bias
+    out = _pool.take((len(inputs[0]), *op.layout), op.dtype)
+    observed = hooks is not None or sums is not None
+    acc = None
+    if ready.scaling is not None:
+        if observed:
+            acc = _pool.take(out.shape, np.dtype(np.int32))
+        ready.exact.fused(np.ascontiguousarray(inputs[0]), ready.scaling, acc, out)
+        if not observed:
+            return out
     else:
-        bias = ready.bias_raw
-    if ready.fast:
-        arguments = (acc.reshape(-1), bias, ready.multiplier, ready.lo, ready.hi, out.reshape(-1))
-        pieces = _pieces(acc.size)
-        if pieces == 1:
-            kernels.requantise_float(*arguments)
-        else:
-            kernels.requantise_float_parallel(*arguments, pieces)
-    else:
-        integer = op.bias if bias is ready.bias else op.bias - _offset(ready)
-        rows = acc.reshape(-1, acc.shape[-1])
-        kernels.requantise_integer(
-            rows, _channels(integer, rows), _channels(op.multiplier, rows), program.acc_bits,
-            ready.lo, ready.hi, out.reshape(rows.shape),
-        )  # fmt: skip
+        acc = _sums(program, op, inputs)
+        _requantise(program, op, ready, acc, out)
+        if not observed:
+            return out
+    if ready.exact.offset is not None:
+        acc -= ready.exact.offset.astype(acc.dtype)
+    if sums is not None:
+        sums[op.index] = acc.astype(np.int64)
+    replaced = hooks.accumulated(op, inputs, acc) if hooks is not None else None
     if replaced is not None and len(replaced[0]):
         index, value = (np.ascontiguousarray(v, np.int64) for v in replaced)
         kernels.requantise_at(
             index, value, _channels(op.multiplier, acc), program.acc_bits, ready.lo, ready.hi,
             out.reshape(-1),
         )  # fmt: skip
+    if ready.scaling is not None:
+        _pool.give(acc)
     return out
+
+
+def _requantise(program, op, ready, acc, out) -> None:
+    """Codes of sums whose product does not requantise itself; sums hold the offset."""
+    if ready.fast:
+        arguments = (
+            acc.reshape(-1), ready.bias, ready.multiplier, ready.lo, ready.hi, out.reshape(-1)
+        )  # fmt: skip
+        pieces = _pieces(acc.size)
+        if pieces == 1:
+            kernels.requantise_float(*arguments)
+        else:
+            kernels.requantise_float_parallel(*arguments, pieces)
+        return
+    rows = acc.reshape(-1, acc.shape[-1])
+    kernels.requantise_integer(
+        rows, _channels(op.bias - _offset(ready), rows), _channels(op.multiplier, rows),
+        program.acc_bits, ready.lo, ready.hi, out.reshape(rows.shape),
+    )  # fmt: skip
 
 
 def _last(program, op, inputs, hooks, sums) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fsim.errors import ConfigError, MappingError
 from fsim.simulator import exact
+from fsim.simulator.kernels import vnni
 from tests.test_layout import ROOT
 
 ENDS = {"u8": (0, 255), "s8": (-128, 127), "u4": (0, 15), "s16": (-(2**15), 2**15 - 1)}
@@ -137,11 +138,11 @@ def test_onednn_never_imagines_a_border_wider_than_a_window_reaches(monkeypatch,
     real = exact.windows.shift_and_pad
     monkeypatch.setattr(exact.windows, "shift_and_pad", lambda *a: calls.append(a[1]) or real(*a))
     weight = np.random.default_rng(0).integers(-128, 128, (4, 2, 3, 3))
-    codes = np.random.default_rng(1).integers(0, 256, (2, 6, 6, 2)).astype(np.uint8)
-    problem = exact.Problem("conv", (0, 255), weight, padding=(padding,) * 4, size=(6, 6))
+    codes = np.random.default_rng(1).integers(0, 256, (2, 6, 6, 4)).astype(np.uint8)
+    problem = exact.Problem("conv", (0, 255), weight, padding=(padding,) * 4, groups=2, size=(6, 6))
     prepared = exact.prepare(problem)
     np.testing.assert_array_equal(
-        prepared(codes), naive_convolution(codes, weight, (1, 1), (padding,) * 4, (1, 1), 1)
+        prepared(codes), naive_convolution(codes, weight, (1, 1), (padding,) * 4, (1, 1), 2)
     )
     if prepared.path.name == "onednn":
         assert bool(calls) == framed
@@ -160,23 +161,27 @@ def test_a_layer_that_onednn_gets_wrong_takes_another_path(monkeypatch):
 
         return wrong
 
-    problem = exact.Problem("conv", (0, 255), np.ones((2, 3, 1, 1), np.int64), size=(4, 4))
+    problem = exact.Problem(
+        "conv", (0, 255), np.ones((2, 3, 1, 1), np.int64), groups=2, size=(4, 4)
+    )
     before = exact.choose(problem)
     monkeypatch.setattr(exact, "_onednn_conv", almost)
     if before.name == "onednn":
         exact._probed("onednn")  # found right before this test broke it
         after = exact.choose(problem)
         assert after.name != "onednn" and "wrong on this layer's weights" in after.reason
-    assert exact.prepare(problem)(np.full((1, 4, 4, 3), 9, np.uint8)).tolist() == [
+    assert exact.prepare(problem)(np.full((1, 4, 4, 6), 9, np.uint8)).tolist() == [
         [[[27] * 2] * 4] * 4
     ]
 
 
 def test_a_map_of_another_size_than_prepared_for_is_refused():
-    problem = exact.Problem("conv", (0, 255), np.ones((2, 3, 1, 1), np.int64), size=(4, 4))
+    problem = exact.Problem(
+        "conv", (0, 255), np.ones((2, 3, 1, 1), np.int64), groups=2, size=(4, 4)
+    )
     if exact.choose(problem).name == "onednn":
         with pytest.raises(MappingError, match=r"must be \(4, 4\)"):
-            exact.prepare(problem)(np.zeros((1, 4, 5, 3), np.uint8))
+            exact.prepare(problem)(np.zeros((1, 4, 5, 6), np.uint8))
 
 
 @settings(max_examples=40, deadline=None)
@@ -303,8 +308,10 @@ def test_the_probe_finds_no_wrong_product_on_usable_paths(threads):
         rows = [row for row in exact.probe() if row[0] in usable]
     finally:
         torch.set_num_threads(before)
-    vnni = torch.cpu._is_vnni_supported() and exact.isa_limit() is None
-    assert usable == set(exact.PATHS if vnni else ["fp32", "fp64", "int64"])
+    want = {"fp32", "fp64", "int64"} | ({"vnni"} if vnni.supported() else set())
+    if torch.cpu._is_vnni_supported() and exact.isa_limit() is None:
+        want |= {"onednn", "int_mm"}
+    assert usable == want
     assert all(cases >= 1000 and wrong == 0 for _, cases, wrong in rows)
 
 
@@ -312,6 +319,7 @@ RESTRICTED = """
 import json
 import numpy as np
 from fsim.simulator import exact
+from fsim.simulator.kernels import vnni
 
 rng = np.random.default_rng(7)
 wrong = {}
@@ -335,15 +343,31 @@ print(json.dumps({"wrong": wrong, "usable": [n for n, good, _ in exact.explain()
 """
 
 
-def test_below_vnni_only_float_and_loops_are_used_and_they_are_right():
+def restricted(**settings):
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", RESTRICTED], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", RESTRICTED],
+        env=environment | settings,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def test_on_a_cpu_without_vnni_only_float_and_loops_are_used_and_they_are_right(tmp_path):
+    found = restricted(
+        NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="", FSIM_CACHE=str(tmp_path / "cache")
+    )
     assert found["wrong"] == {"fp32": 0}
     assert found["usable"] == ["fp32", "fp64", "int64"]
+
+
+def test_with_onednn_held_below_vnni_its_routines_are_not_used():
+    found = restricted()
+    own = ["vnni"] if vnni.supported() else []
+    assert found["wrong"] == {(own or ["fp32"])[0]: 0}
+    assert found["usable"] == [*own, "fp32", "fp64", "int64"]
     if torch.cpu._is_vnni_supported():
         # The reason for the rule: the int8 routines are silently wrong there.
         assert found["probe"]["int_mm"] > 0 and found["probe"]["onednn"] > 0

@@ -1,0 +1,392 @@
+"""Exact convolution of 8-bit codes with AVX512-VNNI, requantisation included.
+
+One instruction (VPDPBUSD) adds four products of an unsigned and a signed byte to
+each of 16 sums of 32 bits, all bits kept. Sixteen output channels are the lanes of
+a register; a tile of output pixels stays in registers over the whole window. So
+sums need not go through memory at all, unless someone asks for them.
+
+Input of one image is laid out anew ("frame"): four channels to a 32-bit word,
+columns apart by stride, so that neighbouring pixels of an output row read
+neighbouring words for any stride and dilation.
+
+LLVM compiles `_tile` only for a CPU that has the instruction: callers ask
+`supported` first.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from fsim.jit import kernel, parallel_kernel, prange
+
+LANES = 16
+"""Output channels of one register."""
+
+_I1, _I8, _I32, _I64, _F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_INTS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
+_BYTES, _MASK = ir.VectorType(_I8, LANES), ir.VectorType(_I1, LANES)
+
+
+@functools.lru_cache(maxsize=1)
+def supported() -> bool:
+    """Whether the code that numba generates may use AVX512-VNNI."""
+    # The features numba was told to use (NUMBA_CPU_FEATURES), not those of the machine.
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    return all(f"+{name}" in features.split(",") for name in ("avx512vnni", "avx512bw", "avx512vl"))
+
+
+def _splat(builder, value, vector):
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
+    zeros = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _call(builder, name, result, *args):
+    signature = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), args)
+
+
+def _make_tile(pixels: int, blocks: int):
+    """Intrinsic for a tile of `pixels` x (`blocks` * LANES) sums."""
+
+    @intrinsic
+    def tile(typingctx, frame, steps, count, weight, bias, multiplier, lo, hi, sums, codes,
+             outputs, channels, valid):  # fmt: skip
+        """Sums, and codes from them, of neighbouring pixels of one output row.
+
+        frame       address of the tile's first word of the frame
+        steps       address of int32 word offsets, one for each four products; count of them
+        weight      address of (count, blocks, LANES, 4) int8
+        bias, multiplier  addresses of (blocks * LANES,) float32
+        lo, hi      float32, the clamp
+        sums, codes  addresses of the tile's first int32 sum / code, or 0: not wanted
+        outputs     channels from one pixel to the next
+        channels    channels of the tile that exist
+        valid       pixels of the tile that exist
+        """
+
+        def generate(context, builder, signature, args):
+            (frame, steps, count, weight, bias, multiplier, lo, hi, sums, codes, outputs,
+             channels, valid) = args  # fmt: skip
+
+            def at(address, offset, kind):
+                return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
+
+            entry = builder.block
+            loop = builder.append_basic_block("slots")
+            done = builder.append_basic_block("summed")
+            builder.branch(loop)
+
+            builder.position_at_end(loop)
+            t = builder.phi(_I64)
+            t.add_incoming(_I64(0), entry)
+            held = [builder.phi(_INTS) for _ in range(pixels * blocks)]
+            for phi in held:
+                phi.add_incoming(ir.Constant(_INTS, [0] * LANES), entry)
+            step = builder.load(at(steps, builder.shl(t, _I64(2)), _I32))
+            base = builder.add(frame, builder.shl(builder.sext(step, _I64), _I64(2)))
+            row = builder.add(weight, builder.mul(t, _I64(blocks * 64)))
+            rows = []
+            for q in range(blocks):
+                rows.append(builder.load(at(row, _I64(q * 64), _INTS)))
+                rows[-1].align = 1
+            new = []
+            for p in range(pixels):
+                word = builder.load(at(base, _I64(4 * p), _I32))
+                word.align = 4
+                word = _splat(builder, word, _INTS)
+                for q in range(blocks):
+                    new.append(
+                        _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS,
+                              held[p * blocks + q], word, rows[q])
+                    )  # fmt: skip
+            following = builder.add(t, _I64(1))
+            t.add_incoming(following, loop)
+            for phi, value in zip(held, new):
+                phi.add_incoming(value, loop)
+            builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
+
+            builder.position_at_end(done)
+            wants_sums = builder.icmp_unsigned("!=", sums, _I64(0))
+            wants_codes = builder.icmp_unsigned("!=", codes, _I64(0))
+            lanes = ir.Constant(_INTS, list(range(LANES)))
+            masks, biases, factors = [], [], []
+            for q in range(blocks):
+                left = builder.sub(builder.trunc(channels, _I32), _I32(q * LANES))
+                masks.append(builder.icmp_signed("<", lanes, _splat(builder, left, _INTS)))
+                biases.append(builder.load(at(bias, _I64(q * 64), _FLOATS)))
+                factors.append(builder.load(at(multiplier, _I64(q * 64), _FLOATS)))
+                biases[-1].align = factors[-1].align = 4
+            low, high = (_splat(builder, v, _FLOATS) for v in (lo, hi))
+            for p in range(pixels):
+                exists = builder.icmp_signed("<", _I64(p), valid)
+                pixel = builder.mul(outputs, _I64(p))
+                for q in range(blocks):
+                    value = new[p * blocks + q]
+                    first = builder.add(pixel, _I64(q * LANES))
+                    with builder.if_then(builder.and_(exists, wants_sums)):
+                        target = at(sums, builder.shl(first, _I64(2)), _INTS)
+                        _store(builder, value, target, masks[q], 4)
+                    with builder.if_then(builder.and_(exists, wants_codes)):
+                        # As `requantise_float`: one rounding a step, clamp before rint.
+                        v = builder.fadd(builder.sitofp(value, _FLOATS), biases[q])
+                        v = builder.fmul(v, factors[q])
+                        v = builder.select(builder.fcmp_ordered(">", v, low), v, low)
+                        v = builder.select(builder.fcmp_ordered("<", v, high), v, high)
+                        v = _call(builder, "llvm.rint.v16f32", _FLOATS, v)
+                        code = builder.trunc(builder.fptosi(v, _INTS), _BYTES)
+                        _store(builder, code, at(codes, first, _BYTES), masks[q], 1)
+            return context.get_dummy_value()
+
+        integers = (types.int64,) * 6
+        return types.none(*integers, types.float32, types.float32, *integers[:5]), generate
+
+    return tile
+
+
+def _store(builder, value, pointer, mask, align):
+    # LLVM 22 takes the alignment as an attribute; the argument is upgraded.
+    name = f"llvm.masked.store.v16i{value.type.element.width}.p0"
+    _call(builder, name, ir.VoidType(), value, pointer, _I32(align), mask)
+
+
+def _make_spread(pixels: int):
+    """Intrinsic that takes four words of each of `pixels` pixels to four lines."""
+    quad = ir.VectorType(_I32, 4)
+
+    @intrinsic
+    def spread(typingctx, source, stride, target, line, bits):
+        """Words 0..3 of pixels that are `stride` bytes apart, each XOR bits.
+
+        source, target  addresses; word i of the pixels goes to target + i * line bytes
+        """
+
+        def generate(context, builder, signature, args):
+            source, stride, target, line, bits = args
+            quads = []
+            for p in range(pixels):
+                address = builder.add(source, builder.mul(stride, _I64(p)))
+                quads.append(builder.load(builder.inttoptr(address, quad.as_pointer())))
+                quads[-1].align = 1
+
+            def shuffle(x, y, picks):
+                mask = ir.Constant(ir.VectorType(_I32, len(picks)), picks)
+                return builder.shuffle_vector(x, y, mask)
+
+            def join(parts):
+                while len(parts) > 1:
+                    size = 2 * parts[0].type.count
+                    parts = [shuffle(x, y, list(range(size)))
+                             for x, y in zip(parts[::2], parts[1::2])]  # fmt: skip
+                return parts[0]
+
+            # Pixel 4 i + j in part i of register j: every step stays within 128 bits.
+            a, b, c, d = (join(quads[j::4]) for j in range(4))
+            every = range(pixels // 4)
+            pick = {
+                "low": [v for i in every for v in (4 * i, pixels + 4 * i, 4 * i + 1, pixels + 4 * i + 1)],
+                "high": [v for i in every for v in (4 * i + 2, pixels + 4 * i + 2, 4 * i + 3, pixels + 4 * i + 3)],
+                "first": [v for i in every for v in (4 * i, 4 * i + 1, pixels + 4 * i, pixels + 4 * i + 1)],
+                "last": [v for i in every for v in (4 * i + 2, 4 * i + 3, pixels + 4 * i + 2, pixels + 4 * i + 3)],
+            }
+            ab, cd = shuffle(a, b, pick["low"]), shuffle(c, d, pick["low"])
+            ab2, cd2 = shuffle(a, b, pick["high"]), shuffle(c, d, pick["high"])
+            words = [
+                shuffle(ab, cd, pick["first"]), shuffle(ab, cd, pick["last"]),
+                shuffle(ab2, cd2, pick["first"]), shuffle(ab2, cd2, pick["last"]),
+            ]  # fmt: skip
+            flips = ir.Constant(words[0].type, ir.Undefined)
+            flips = builder.insert_element(flips, bits, _I32(0))
+            flips = shuffle(flips, flips, [0] * pixels)
+            for i, word in enumerate(words):
+                address = builder.add(target, builder.mul(line, _I64(i)))
+                pointer = builder.inttoptr(address, word.type.as_pointer())
+                builder.store(builder.xor(word, flips), pointer).align = 4
+            return context.get_dummy_value()
+
+        integers = (types.int64,) * 4
+        return types.none(*integers, types.int32), generate
+
+    return spread
+
+
+_PIXELS, _WIDE = 16, 8
+_tile16x1 = _make_tile(_PIXELS, 1)
+_tile8x2 = _make_tile(_WIDE, 2)
+_spread16, _spread8, _spread4 = _make_spread(16), _make_spread(8), _make_spread(4)
+
+
+def pack(weight: np.ndarray) -> np.ndarray:
+    """Weights (o, c, kh, kw), |code| <= 128, as `convolve` reads them.
+
+    Pairs of blocks of LANES outputs, then a single one if their number is odd; in
+    each (slots, blocks, LANES, 4) int8, a slot being four channels of a window
+    position: slots run over (channels / 4, kh, kw). Outputs and channels that do
+    not exist are 0. Flat int8, at a multiple of 64 bytes.
+    """
+    o, c, kh, kw = weight.shape
+    blocks, words = -(-o // LANES), -(-c // 4)
+    full = np.zeros((blocks * LANES, words * 4, kh, kw), np.int8)
+    full[:o, :c] = weight
+    # (block, lane, word, byte, kh, kw) -> (block, slot, lane, byte)
+    full = full.reshape(blocks, LANES, words, 4, kh, kw).transpose(0, 2, 4, 5, 1, 3)
+    full = full.reshape(blocks, words * kh * kw, LANES, 4)
+    parts = [full[b : b + 2].transpose(1, 0, 2, 3).reshape(-1) for b in range(0, blocks, 2)]
+    flat = np.concatenate(parts)
+    room = np.empty(len(flat) + 63, np.int8)
+    aligned = room[-room.ctypes.data % 64 :][: len(flat)]
+    aligned[...] = flat
+    return aligned
+
+
+def geometry(shape, window, stride, padding, dilation) -> tuple[np.ndarray, tuple[int, ...]]:
+    """(steps, sizes) of a convolution for `convolve`.
+
+    shape    (h, w, c) of the map; window (kh, kw, oh, ow)
+    padding  (left, right, top, bottom)
+    steps    (slots,) int32: words from an output pixel's first to each slot's
+    sizes    plain numbers of the frame and the output
+    """
+    h, w, c = shape
+    kh, kw, oh, ow = window
+    left, right, top, bottom = padding
+    sh, sw = stride
+    dh, dw = dilation
+    words, rows, columns = -(-c // 4), h + top + bottom, -(-(w + left + right) // sw)
+    word, i, j = np.meshgrid(np.arange(words), np.arange(kh), np.arange(kw), indexing="ij")
+    steps = ((word * sw + j * dw % sw) * rows + i * dh) * columns + j * dw // sw
+    sizes = (left, top, words, sw, rows, columns, sh, oh, ow)
+    return np.ascontiguousarray(steps.reshape(-1), np.int32), sizes
+
+
+@kernel
+def _fill_frame(codes, image, flip, sizes, frame):
+    """One image into the inside of its frame; flip is XORed to each byte."""
+    left, top, words, sw, rows, columns = sizes[:6]
+    h, w, c = codes.shape[1:]
+    source = codes[image].view(np.uint8).reshape(-1)
+    plane = 4 * sw * rows * columns  # bytes from one word of a pixel to the next
+    source_at, frame_at = np.int64(source.ctypes.data), np.int64(frame.ctypes.data)
+    bits = np.int32(np.uint32(flip) * np.uint32(0x01010101))
+    flat = frame.view(np.uint32)
+    fours = c // 16 if c % 4 == 0 else 0
+    for y in range(h):
+        for side in range(sw):
+            first = (side - left) % sw
+            start = 4 * ((side * rows + y + top) * columns + (first + left) // sw)
+            count = (w - first + sw - 1) // sw
+            line = y * w * c + first * c
+            if c == 3:  # colour images, word by word
+                for x in range(count):
+                    i = line + 3 * x * sw
+                    word = np.uint32(source[i]) | np.uint32(source[i + 1]) << np.uint32(8)
+                    word |= np.uint32(source[i + 2]) << np.uint32(16)
+                    flat[start // 4 + x] = word ^ np.uint32(bits)
+                continue
+            for k in range(fours):
+                x = 0
+                at, to = source_at + line + 16 * k, frame_at + start + 4 * k * plane
+                while x + 16 <= count:
+                    _spread16(at + x * sw * c, sw * c, to + 4 * x, plane, bits)
+                    x += 16
+                if x + 8 <= count:
+                    _spread8(at + x * sw * c, sw * c, to + 4 * x, plane, bits)
+                    x += 8
+                if x + 4 <= count:
+                    _spread4(at + x * sw * c, sw * c, to + 4 * x, plane, bits)
+                    x += 4
+                while x < count:
+                    for i in range(16):
+                        byte = source[line + 16 * k + x * sw * c + i]
+                        frame[start + (4 * k + (i >> 2)) * plane + 4 * x + (i & 3)] = byte ^ flip
+                    x += 1
+            for x in range(count):
+                for i in range(16 * fours, c):
+                    byte = source[line + x * sw * c + i]
+                    frame[start + (i >> 2) * plane + 4 * x + (i & 3)] = byte ^ flip
+
+
+@kernel
+def frame_bytes(sizes):
+    """Bytes of a frame, with what a tile reads beyond the last row."""
+    words, sw, rows, columns = sizes[2:6]
+    return 4 * (words * sw * rows * columns + _PIXELS)
+
+
+@kernel
+def convolve(codes, flip, weight, steps, sizes, scaling, frame, sums, out):
+    """Convolution of 8-bit codes: sums, codes, or both.
+
+    codes    (n, h, w, c) uint8 or int8, C-contiguous
+    flip     0 for uint8; 128 for int8, whose codes are then taken 128 larger, the
+             zeros of the padding too
+    weight, steps, sizes  of `pack` and `geometry`
+    scaling  (bias, multiplier, lo, hi) as `requantise_float` takes them, the vectors
+             (blocks * LANES,) float32 with anything for outputs that do not exist
+    frame    uint8 scratch of `frame_bytes`
+    sums     (n, oh, ow, o) int32, overwritten; (0, oh, ow, o) if not wanted
+    out      (n, oh, ow, o) uint8 or int8, overwritten; (0, oh, ow, o) if not wanted
+    """
+    bias, multiplier, lo, hi = scaling
+    words, sw, rows, columns, sh, oh, ow = sizes[2:]
+    outputs = sums.shape[3]
+    slots = np.int64(len(steps))
+    per_block = slots * 64
+    blocks = (outputs + LANES - 1) // LANES
+    frame[:] = flip
+    frame_at, steps_at = np.int64(frame.ctypes.data), np.int64(steps.ctypes.data)
+    weight_at = np.int64(weight.ctypes.data)
+    bias_at, factor_at = np.int64(bias.ctypes.data), np.int64(multiplier.ctypes.data)
+    sums_at, codes_at = np.int64(sums.ctypes.data), np.int64(out.ctypes.data)
+    wants_sums, wants_codes = len(sums) > 0, len(out) > 0
+    for image in range(len(codes)):
+        _fill_frame(codes, image, flip, sizes, frame)
+        for block in range(0, blocks, 2):
+            pair = block + 1 < blocks
+            w = weight_at + block * per_block
+            b, f = bias_at + block * LANES * 4, factor_at + block * LANES * 4
+            channels = outputs - block * LANES
+            for y in range(oh):
+                row = frame_at + 4 * y * sh * columns
+                target = ((image * oh + y) * ow) * outputs + block * LANES
+                for x in range(0, ow, _WIDE if pair else _PIXELS):
+                    at = target + x * outputs
+                    s = sums_at + 4 * at if wants_sums else 0
+                    z = codes_at + at if wants_codes else 0
+                    if pair:
+                        _tile8x2(row + 4 * x, steps_at, slots, w, b, f, lo, hi, s, z,
+                                 outputs, channels, ow - x)  # fmt: skip
+                    else:
+                        _tile16x1(row + 4 * x, steps_at, slots, w, b, f, lo, hi, s, z,
+                                  outputs, channels, ow - x)  # fmt: skip
+
+
+@parallel_kernel
+def convolve_parallel(codes, flip, weight, steps, sizes, scaling, sums, out, chunks):
+    """As `convolve`, in `chunks` groups of images on the threads numba has."""
+    grain = -(-len(codes) // chunks)
+    for chunk in prange(chunks):
+        begin = min(chunk * grain, len(codes))
+        end = min(begin + grain, len(codes))
+        frame = np.empty(frame_bytes(sizes), np.uint8)
+        convolve(
+            codes[begin:end], flip, weight, steps, sizes, scaling, frame,
+            sums[begin:end], out[begin:end],
+        )  # fmt: skip
+
+
+def run(codes, flip, weight, steps, sizes, scaling, sums, out) -> None:
+    """`convolve` on the threads that numba has, images shared among them."""
+    chunks = min(numba.get_num_threads(), len(codes))
+    if chunks > 1:
+        convolve_parallel(codes, flip, weight, steps, sizes, scaling, sums, out, chunks)
+    else:
+        frame = np.empty(frame_bytes(sizes), np.uint8)
+        convolve(codes, flip, weight, steps, sizes, scaling, frame, sums, out)
