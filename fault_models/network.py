@@ -18,6 +18,8 @@ def _memory_row(space, fault: Fault, where: str) -> np.ndarray:
     index, component = find_component(space.accel, fault.component)
     if fault.layer is None or fault.word is None:
         raise FaultError(f"{where}: a fault in a memory needs layer= and word=")
+    if fault.row or fault.col:
+        raise FaultError(f"{where}: a memory word has no row= and col=, its address is word=")
     if fault.kind != "flip" or fault.last is not None:
         raise FaultError(f"{where}: a memory word takes flips only, got kind {fault.kind}")
     layer = space.layer_index(fault.layer)
@@ -61,6 +63,8 @@ def network_rows(faults: Sequence[Fault], space) -> np.ndarray:
         else:
             if fault.layer is None and (fault.cycle is not None or fault.kind == "flip"):
                 raise FaultError(f"{where}: a fault with a cycle needs layer=, whose cycles count")
+            if fault.word is not None:
+                raise FaultError(f"{where}: word must be given for memories only, got {fault.word}")
             layer, cycles, signed = -1, 1, True
             if fault.layer is not None:
                 layer = space.layer_index(fault.layer)

@@ -18,6 +18,8 @@ from fsim.errors import ConfigError
 _SUFFIXES = (".pt", ".pth", ".safetensors")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _SHOWN = 4
+_REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
+_REAL |= {torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
@@ -112,12 +114,20 @@ def fit(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], source: str
     unfit = [
         n
         for n, tensor in weights.items()
-        if tensor.is_complex() or tensor.layout != torch.strided or tensor.is_quantized
+        if tensor.layout != torch.strided
+        or tensor.is_quantized
+        or tensor.is_meta
+        or tensor.dtype not in _REAL
     ]
+    # Of the right shape only: a few bytes can stand for a tensor of terabytes.
     not_finite = [
         n
-        for n, tensor in weights.items()
-        if n not in unfit and tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        for n, tensor in own.items()
+        if n in weights
+        and n not in unfit
+        and weights[n].shape == tensor.shape
+        and tensor.is_floating_point()
+        and not torch.isfinite(weights[n].to(tensor.dtype)).all()
     ]
     problems = [
         f"{len(names)} {what} ({shortened(names)})"

@@ -232,7 +232,7 @@ def _call_factory(spec: str) -> torch.nn.Module:
     try:
         try:
             module = importlib.import_module(module_name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"model {spec}: cannot import {module_name!r} (from {here} or the installed "
                 f"packages): {type(error).__name__}: {error}"
@@ -245,7 +245,7 @@ def _call_factory(spec: str) -> torch.nn.Module:
             )
         try:
             model = factory if isinstance(factory, torch.nn.Module) else factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"model {spec}: calling {attribute}() failed: {type(error).__name__}: {error}"
             ) from error

@@ -138,7 +138,8 @@ def configure(accel: str | Accel, *, dataflow=None, rows=None, cols=None) -> Acc
             raise ConfigError(f"{name} must be an integer in 1..1024, got {value!r}")
     if dataflow is not None and dataflow not in accel.dataflows:
         raise ConfigError(
-            f"dataflow of {accel.name} must be one of {', '.join(accel.dataflows)}, got {dataflow!r}"
+            f"dataflow of {accel.name} must be one of {', '.join(accel.dataflows)}, "
+            f"got {dataflow!r}"
         )
     return replace(accel, **overrides, **({"dataflow": dataflow} if dataflow else {}))
 
@@ -173,7 +174,8 @@ def check_operands(
         ("b", b, accel.operand_bits, False),
         ("d", d, accel.acc_bits, False),
     ):
-        low, high = (0, (1 << bits) - 1) if positive else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+        low = 0 if positive else -(1 << (bits - 1))
+        high = low + (1 << bits) - 1
         if int(array.min()) < low or int(array.max()) > high:
             raise ConfigError(
                 f"codes of {name} must lie in {low}..{high} ({bits} bits on {accel.name}), "

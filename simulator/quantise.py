@@ -117,6 +117,12 @@ def quantise(
             )
             continue
         codes.append(_Code(_clip(seen[i], accel_bits, signed, scales), signed, accel_bits))
+    for node, code in zip(graph.nodes, codes):
+        if not 1e-30 <= code.scale <= 1e30:
+            raise ConfigError(
+                f"scales must be from 1e-30 to 1e30, got {code.scale:.3g} for the calibration "
+                f"images ({node.name})"
+            )
     if graph.nodes[-1].kind in ARRAY_KINDS:
         # Its accumulators are the result; they are never made codes of a scale.
         codes[-1] = _Code(1.0, True, accel_bits)
@@ -206,8 +212,13 @@ def _calibrate(graph: Graph, images: np.ndarray) -> list[_Seen]:
         for start in range(0, len(images), BATCH):
             for i, sums, value in forward(graph, torch.from_numpy(images[start : start + BATCH])):
                 node, s = graph.nodes[i], seen[i]
-                s.largest = max(s.largest, float(value.max()))
-                s.smallest = min(s.smallest, float(value.min()))
+                high, low = float(value.max()), float(value.min())  # NaN if there is one
+                if not np.isfinite(high) or not np.isfinite(low):
+                    raise ConfigError(
+                        f"values of the network must be finite on the calibration images, got "
+                        f"{high if np.isfinite(low) else low} ({node.name})"
+                    )
+                s.largest, s.smallest = max(s.largest, high), min(s.smallest, low)
                 values[i] = value
                 if node.kind in ARRAY_KINDS:
                     _see_sums(node, s, sums)
@@ -229,6 +240,8 @@ def _calibrate(graph: Graph, images: np.ndarray) -> list[_Seen]:
                 top = max(s.largest, -s.smallest)
                 magnitude = value.abs().reshape(-1).numpy()
                 magnitude = magnitude[magnitude > 0]
+                if top < 1e-30:  # where BINS / top would not fit float32
+                    magnitude = magnitude.astype(np.float64)
                 if len(magnitude):
                     bins = np.minimum((magnitude * (BINS / top)).astype(np.int64), BINS - 1)
                     s.counts += np.bincount(bins, minlength=BINS)

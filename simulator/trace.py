@@ -224,6 +224,9 @@ class TraceWriter:
             raise TraceError(f"{self.path} exists already: resume it, overwrite it or name another")
         if _shards(self._parts_dir) and not (resume or overwrite):
             raise TraceError(f"{self._parts_dir} holds an unfinished trace: resume or overwrite it")
+        foreign = _foreign(self._parts_dir)
+        if foreign:  # the folder is removed when the trace is complete
+            raise TraceError(f"{self._parts_dir} must hold shards only, got {foreign}")
         with _writing(self._parts_dir):
             self._parts_dir.mkdir(parents=True, exist_ok=True)
             self._take_lock()
@@ -356,6 +359,13 @@ def _parts_dir(path: Path) -> Path:
 def _shards(parts_dir: Path) -> list[Path]:
     found = (p for p in parts_dir.glob("*.h5") if p.stem.isdigit())
     return sorted(found, key=lambda p: int(p.stem))
+
+
+def _foreign(parts_dir: Path) -> str | None:
+    """The name of something in the folder that a writer did not put there, or None."""
+    known = {"lock", *(shard.name for shard in _shards(parts_dir))}
+    names = sorted(p.name for p in parts_dir.glob("*") if p.suffix != ".tmp")
+    return next((name for name in names if name not in known), None)
 
 
 def _stored(path: Path, task: dict, finished: bool = True) -> tuple[list[Path], np.ndarray]:
@@ -512,6 +522,8 @@ def read_trace(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Trace:
     path = Path(path)
     if path.is_dir():
         raise TraceError(f"{path} is a folder, not a trace")
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise TraceError(f"{path} must be a regular file, got a device or pipe")
     with _reading(path) as file:
         try:
             return _read_open_trace(file, max_bytes)

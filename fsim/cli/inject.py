@@ -68,22 +68,43 @@ def parse_ber(text: str) -> dict[str, float]:
     return rates
 
 
+MAX_HW_BATCH = 1 << 20
+
+
 def parse_hw_batch(text: str) -> int | None:
     """A number of images, or `all`."""
     if text == "all":
         return None
-    if not text.isdecimal() or not 1 <= int(text) <= 1 << 20:
-        raise ConfigError(f"--hw-batch must be a number of images >= 1 or 'all', got {text!r}")
+    if not text.isdecimal() or len(text) > 7 or not 1 <= int(text) <= MAX_HW_BATCH:
+        raise ConfigError(
+            f"--hw-batch must be a number of images from 1 to {MAX_HW_BATCH} or 'all', "
+            f"got {text[:60]!r}"
+        )
     return int(text)
+
+
+MAX_PARAMS_BYTES = 64 << 20
+
+
+def _distinct(items: list[tuple[str, object]]) -> dict:
+    """A JSON object whose keys differ: of two equal ones JSON would keep the last."""
+    found = dict(items)
+    if len(found) < len(items):
+        names = [name for name, _ in items]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} twice")
+    return found
 
 
 def read_quant_params(path: Path | None) -> dict | None:
     if path is None:
         return None
-    if path.stat().st_size > 64 << 20:
+    if not path.is_file():
+        raise ConfigError(f"quantisation parameters must be a file that exists, got {path}")
+    if path.stat().st_size > MAX_PARAMS_BYTES:
         raise ConfigError(f"quantisation parameters must be under 64 MiB ({path})")
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"quantisation parameters must be JSON, got {error} ({path})") from None
     if not isinstance(value, dict):
@@ -344,8 +365,14 @@ def _check_outputs(trace, out) -> None:
     """Refuse what the run could not write at its end, and outputs in each other's place."""
     files = [] if out is None else [out / name for name in REPORT_FILES]
     for path in [*files, trace]:
-        if path is not None and path.exists() and not path.is_file():
-            raise ConfigError(f"an output must be a regular file, got a folder or device ({path})")
+        if path is None:
+            continue
+        real = Path(os.path.realpath(path))
+        if (real.exists() and not real.is_file()) or real.is_symlink():
+            raise ConfigError(
+                f"an output must be a regular file, got a folder, device or circle of links "
+                f"({path})"
+            )
     if out is not None and trace is not None:
         parts = os.path.realpath(f"{trace}.parts")
         inside = os.path.commonpath([parts, os.path.realpath(out)]) == parts

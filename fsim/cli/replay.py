@@ -32,7 +32,7 @@ def replay(trace, model, backend, sample, sample_images, threads, as_json):  # f
     use_threads(threads)
     import numpy as np
 
-    from fsim.cli.inject import outcome_rows
+    from fsim.cli.inject import MAX_HW_BATCH, outcome_rows
     from fsim.cli.session import from_task
     from fsim.simulator.inject import run_rows
     from fsim.simulator.sites import check_rows
@@ -47,8 +47,11 @@ def replay(trace, model, backend, sample, sample_images, threads, as_json):  # f
     count = min(sample_images or len(session.images), len(session.images))
     described = stored.task.get("faults")
     hw_batch = described.get("hw_batch", 1) if isinstance(described, dict) else 0
-    if hw_batch is not None and (type(hw_batch) is not int or hw_batch < 1):
-        raise TraceError(f"faults of the trace's task must have an hw_batch >= 1 ({trace})")
+    if hw_batch is not None and not (type(hw_batch) is int and 1 <= hw_batch <= MAX_HW_BATCH):
+        raise TraceError(
+            f"faults of the trace's task must have an hw_batch from 1 to {MAX_HW_BATCH}, "
+            f"got {hw_batch!r:.60} ({trace})"
+        )
     differences = []
     checked = 0
     for trial in trials:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fsim.accel_models.accel import Accel, Buffer
 from fsim.accel_models.schema import check
-from fsim.errors import ConfigError, TraceError
+from fsim.errors import ConfigError, FsimError, TraceError
 from fsim.nas.data import load_data
 from fsim.nas.zoo import ZOO, load_model
 from fsim.simulator.capture import capture
@@ -74,7 +74,7 @@ def open_session(
 ) -> Session:
     """Load, quantise and place a network; errors are FsimError with one line each."""
     loaded = load_model(model, weights)
-    name = data or loaded.default_data
+    name = loaded.default_data if data is None else data
     if name is None:
         raise ConfigError(f"--data must be given: {model} does not say which data it takes")
     test = load_data(name, "test", data_dir, images)
@@ -97,6 +97,11 @@ def open_session(
         unsigned=accel.unsigned_acts,
         params=quant_params,
     )
+    labels, classes = np.asarray(test.labels), int(program.ops[-1].shape[-1])
+    if labels.max() >= classes:
+        raise ConfigError(
+            f"labels must be below {classes}, the classes of {model}, got {labels.max()} ({name})"
+        )
     notes += [f"not on the array: {op.name} ({op.what})" for op in program.host_ops]
     identity = {
         "model": model,
@@ -113,7 +118,6 @@ def open_session(
         "components": [component.name for component in accel.components],
         "layers": [op.name for op in program.ops],
     }
-    labels = np.asarray(test.labels)
     return Session(Placement(program, accel), inputs, labels, identity, tuple(notes))
 
 
@@ -143,6 +147,8 @@ def from_task(task: dict, model: str | None = None) -> Session:
     stored = task.get("model")
     if model is not None and model != stored:
         raise TraceError(f"--model must be that of the trace, {stored!r}, got {model!r}")
+    if not isinstance(stored, str):
+        raise TraceError(f"the model of a trace must be text, got {_short(stored)}")
     if model is None and stored not in ZOO:
         raise TraceError(
             f"the trace names a network whose code would run, {_short(stored)!r}: give --model "
@@ -158,7 +164,10 @@ def from_task(task: dict, model: str | None = None) -> Session:
             quant_params=task["quant_params"],
             calibration=task["calibration"],
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except FsimError:
+        raise
+    # Values of another type or with a null byte in a path.
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TraceError(f"the trace's task must describe a network run, got {error}") from error
     for key in ("weights_sha256", "data_sha256", "codes_sha256", "components", "layers"):
         if task.get(key) != session.identity[key]:
