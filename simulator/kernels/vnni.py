@@ -16,6 +16,7 @@ LLVM compiles `_tile` only for a CPU that has the instruction: callers ask
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -24,12 +25,13 @@ from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from fsim.jit import kernel, parallel_kernel, prange
+from fsim.jit import kernel
 
 LANES = 16
 """Output channels of one register."""
 
-_I1, _I8, _I32, _I64, _F32 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I1, _I8, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+_F32 = ir.FloatType()
 _INTS, _FLOATS = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
 _BYTES, _MASK = ir.VectorType(_I8, LANES), ir.VectorType(_I1, LANES)
 
@@ -189,18 +191,18 @@ def _make_spread(pixels: int):
 
             # Pixel 4 i + j in part i of register j: every step stays within 128 bits.
             a, b, c, d = (join(quads[j::4]) for j in range(4))
-            every = range(pixels // 4)
-            pick = {
-                "low": [v for i in every for v in (4 * i, pixels + 4 * i, 4 * i + 1, pixels + 4 * i + 1)],
-                "high": [v for i in every for v in (4 * i + 2, pixels + 4 * i + 2, 4 * i + 3, pixels + 4 * i + 3)],
-                "first": [v for i in every for v in (4 * i, 4 * i + 1, pixels + 4 * i, pixels + 4 * i + 1)],
-                "last": [v for i in every for v in (4 * i + 2, 4 * i + 3, pixels + 4 * i + 2, pixels + 4 * i + 3)],
-            }
-            ab, cd = shuffle(a, b, pick["low"]), shuffle(c, d, pick["low"])
-            ab2, cd2 = shuffle(a, b, pick["high"]), shuffle(c, d, pick["high"])
+            def picks(*four):
+                """Of each 128 bits: lanes of the first register, of the second from 4 on."""
+                lanes = [v + (pixels - 4) * (v // 4) for v in four]
+                return [4 * i + v for i in range(pixels // 4) for v in lanes]
+
+            low, high = picks(0, 4, 1, 5), picks(2, 6, 3, 7)
+            first, last = picks(0, 1, 4, 5), picks(2, 3, 6, 7)
+            ab, cd = shuffle(a, b, low), shuffle(c, d, low)
+            ab2, cd2 = shuffle(a, b, high), shuffle(c, d, high)
             words = [
-                shuffle(ab, cd, pick["first"]), shuffle(ab, cd, pick["last"]),
-                shuffle(ab2, cd2, pick["first"]), shuffle(ab2, cd2, pick["last"]),
+                shuffle(ab, cd, first), shuffle(ab, cd, last),
+                shuffle(ab2, cd2, first), shuffle(ab2, cd2, last),
             ]  # fmt: skip
             flips = ir.Constant(words[0].type, ir.Undefined)
             flips = builder.insert_element(flips, bits, _I32(0))
@@ -262,92 +264,89 @@ def geometry(shape, window, stride, padding, dilation) -> tuple[np.ndarray, tupl
     words, rows, columns = -(-c // 4), h + top + bottom, -(-(w + left + right) // sw)
     word, i, j = np.meshgrid(np.arange(words), np.arange(kh), np.arange(kw), indexing="ij")
     steps = ((word * sw + j * dw % sw) * rows + i * dh) * columns + j * dw // sw
-    sizes = (left, top, words, sw, rows, columns, sh, oh, ow)
+    sizes = (h, w, c, left, top, words, sw, rows, columns, sh, oh, ow)
     return np.ascontiguousarray(steps.reshape(-1), np.int32), sizes
 
 
 @kernel
-def _fill_frame(codes, image, flip, sizes, frame):
-    """One image into the inside of its frame; flip is XORed to each byte."""
-    left, top, words, sw, rows, columns = sizes[:6]
-    h, w, c = codes.shape[1:]
-    source = codes[image].view(np.uint8).reshape(-1)
-    plane = 4 * sw * rows * columns  # bytes from one word of a pixel to the next
+def _fill_frame(source, flip, sizes, frame):
+    """One image (h * w * c,) uint8 into the inside of its frame; flip is XORed to each byte."""
+    h, w, c, left, top, words, sw, rows, columns = sizes[:9]
+    plane = sw * rows * columns  # from one word of a pixel to the next
     source_at, frame_at = np.int64(source.ctypes.data), np.int64(frame.ctypes.data)
-    bits = np.int32(np.uint32(flip) * np.uint32(0x01010101))
-    flat = frame.view(np.uint32)
-    fours = c // 16 if c % 4 == 0 else 0
+    bits = np.uint32(flip) * np.uint32(0x01010101)
+    words_of_four = c // 16 * 4 if c % 4 == 0 else 0
     for y in range(h):
         for side in range(sw):
             first = (side - left) % sw
-            start = 4 * ((side * rows + y + top) * columns + (first + left) // sw)
+            start = (side * rows + y + top) * columns + (first + left) // sw
             count = (w - first + sw - 1) // sw
-            line = y * w * c + first * c
-            if c == 3:  # colour images, word by word
-                for x in range(count):
-                    i = line + 3 * x * sw
-                    word = np.uint32(source[i]) | np.uint32(source[i + 1]) << np.uint32(8)
-                    word |= np.uint32(source[i + 2]) << np.uint32(16)
-                    flat[start // 4 + x] = word ^ np.uint32(bits)
-                continue
-            for k in range(fours):
+            line, stride = (y * w + first) * c, sw * c
+            for k in range(0, words_of_four, 4):
+                at, to = source_at + line + 4 * k, frame_at + 4 * (start + k * plane)
                 x = 0
-                at, to = source_at + line + 16 * k, frame_at + start + 4 * k * plane
                 while x + 16 <= count:
-                    _spread16(at + x * sw * c, sw * c, to + 4 * x, plane, bits)
+                    _spread16(at + x * stride, stride, to + 4 * x, 4 * plane, np.int32(bits))
                     x += 16
                 if x + 8 <= count:
-                    _spread8(at + x * sw * c, sw * c, to + 4 * x, plane, bits)
+                    _spread8(at + x * stride, stride, to + 4 * x, 4 * plane, np.int32(bits))
                     x += 8
                 if x + 4 <= count:
-                    _spread4(at + x * sw * c, sw * c, to + 4 * x, plane, bits)
+                    _spread4(at + x * stride, stride, to + 4 * x, 4 * plane, np.int32(bits))
                     x += 4
-                while x < count:
-                    for i in range(16):
-                        byte = source[line + 16 * k + x * sw * c + i]
-                        frame[start + (4 * k + (i >> 2)) * plane + 4 * x + (i & 3)] = byte ^ flip
-                    x += 1
-            for x in range(count):
-                for i in range(16 * fours, c):
-                    byte = source[line + x * sw * c + i]
-                    frame[start + (i >> 2) * plane + 4 * x + (i & 3)] = byte ^ flip
+                for rest in range(x, count):
+                    for i in range(k, k + 4):
+                        byte = line + rest * stride + 4 * i
+                        frame[start + i * plane + rest] = _word(source, byte, 4) ^ bits
+            for i in range(words_of_four, words):
+                if c - 4 * i == 3:  # colour images: a loop of known length
+                    for x in range(count):
+                        byte = line + x * stride + 4 * i
+                        frame[start + i * plane + x] = _word(source, byte, 3) ^ bits
+                else:
+                    for x in range(count):
+                        byte = line + x * stride + 4 * i
+                        frame[start + i * plane + x] = _word(source, byte, min(4, c - 4 * i)) ^ bits
 
 
 @kernel
-def frame_bytes(sizes):
-    """Bytes of a frame, with what a tile reads beyond the last row."""
-    words, sw, rows, columns = sizes[2:6]
-    return 4 * (words * sw * rows * columns + _PIXELS)
+def _word(source, at, count):
+    """`count` <= 4 bytes as one word, the first lowest."""
+    word = np.uint32(0)
+    for i in range(count):
+        word |= np.uint32(source[at + i]) << np.uint32(8 * i)
+    return word
 
 
 @kernel
 def convolve(codes, flip, weight, steps, sizes, scaling, frame, sums, out):
     """Convolution of 8-bit codes: sums, codes, or both.
 
-    codes    (n, h, w, c) uint8 or int8, C-contiguous
+    codes    (n, h * w * c) uint8, or the bytes of int8
     flip     0 for uint8; 128 for int8, whose codes are then taken 128 larger, the
              zeros of the padding too
     weight, steps, sizes  of `pack` and `geometry`
     scaling  (bias, multiplier, lo, hi) as `requantise_float` takes them, the vectors
              (blocks * LANES,) float32 with anything for outputs that do not exist
-    frame    uint8 scratch of `frame_bytes`
-    sums     (n, oh, ow, o) int32, overwritten; (0, oh, ow, o) if not wanted
-    out      (n, oh, ow, o) uint8 or int8, overwritten; (0, oh, ow, o) if not wanted
+    frame    uint32 scratch of `frame_words`
+    sums     (n, oh * ow * o) int32, overwritten; (0, oh * ow * o) if not wanted
+    out      (n, oh * ow * o) bytes of the codes, overwritten; (0, oh * ow * o) likewise
     """
     bias, multiplier, lo, hi = scaling
-    words, sw, rows, columns, sh, oh, ow = sizes[2:]
-    outputs = sums.shape[3]
+    columns, sh, oh, ow = sizes[8:]
+    pixels = oh * ow
+    outputs = sums.shape[1] // pixels
     slots = np.int64(len(steps))
     per_block = slots * 64
     blocks = (outputs + LANES - 1) // LANES
-    frame[:] = flip
+    frame[:] = np.uint32(flip) * np.uint32(0x01010101)
     frame_at, steps_at = np.int64(frame.ctypes.data), np.int64(steps.ctypes.data)
     weight_at = np.int64(weight.ctypes.data)
     bias_at, factor_at = np.int64(bias.ctypes.data), np.int64(multiplier.ctypes.data)
     sums_at, codes_at = np.int64(sums.ctypes.data), np.int64(out.ctypes.data)
     wants_sums, wants_codes = len(sums) > 0, len(out) > 0
     for image in range(len(codes)):
-        _fill_frame(codes, image, flip, sizes, frame)
+        _fill_frame(codes[image], flip, sizes, frame)
         for block in range(0, blocks, 2):
             pair = block + 1 < blocks
             w = weight_at + block * per_block
@@ -355,7 +354,7 @@ def convolve(codes, flip, weight, steps, sizes, scaling, frame, sums, out):
             channels = outputs - block * LANES
             for y in range(oh):
                 row = frame_at + 4 * y * sh * columns
-                target = ((image * oh + y) * ow) * outputs + block * LANES
+                target = (image * pixels + y * ow) * outputs + block * LANES
                 for x in range(0, ow, _WIDE if pair else _PIXELS):
                     at = target + x * outputs
                     s = sums_at + 4 * at if wants_sums else 0
@@ -368,25 +367,36 @@ def convolve(codes, flip, weight, steps, sizes, scaling, frame, sums, out):
                                   outputs, channels, ow - x)  # fmt: skip
 
 
-@parallel_kernel
-def convolve_parallel(codes, flip, weight, steps, sizes, scaling, sums, out, chunks):
-    """As `convolve`, in `chunks` groups of images on the threads numba has."""
-    grain = -(-len(codes) // chunks)
-    for chunk in prange(chunks):
-        begin = min(chunk * grain, len(codes))
-        end = min(begin + grain, len(codes))
-        frame = np.empty(frame_bytes(sizes), np.uint8)
-        convolve(
-            codes[begin:end], flip, weight, steps, sizes, scaling, frame,
-            sums[begin:end], out[begin:end],
-        )  # fmt: skip
+@functools.lru_cache(maxsize=4)
+def _workers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "fsim-vnni")
 
 
 def run(codes, flip, weight, steps, sizes, scaling, sums, out) -> None:
-    """`convolve` on the threads that numba has, images shared among them."""
-    chunks = min(numba.get_num_threads(), len(codes))
-    if chunks > 1:
-        convolve_parallel(codes, flip, weight, steps, sizes, scaling, sums, out, chunks)
-    else:
-        frame = np.empty(frame_bytes(sizes), np.uint8)
-        convolve(codes, flip, weight, steps, sizes, scaling, frame, sums, out)
+    """`convolve` of (n, ...) arrays on the threads that numba has, images shared among them.
+
+    codes, out  uint8 or int8, C-contiguous; sums int32; one of the two may have n = 0
+    """
+    count = len(codes)
+    if not count:
+        return
+    size = max(sums.size, out.size) // count
+    arguments = (
+        codes.reshape(count, -1).view(np.uint8),
+        sums.reshape(len(sums), size),
+        out.reshape(len(out), size).view(np.uint8),
+    )
+    words, sw, rows, columns = sizes[5:9]
+
+    def part(begin, end):
+        # A tile may read beyond the last row.
+        frame = np.empty(words * sw * rows * columns + _PIXELS, np.uint32)
+        source, held, new = (array[begin:end] for array in arguments)
+        convolve(source, flip, weight, steps, sizes, scaling, frame, held, new)
+
+    chunks = min(numba.get_num_threads(), count)
+    if chunks < 2:
+        part(0, count)
+        return
+    cuts = [count * i // chunks for i in range(chunks + 1)]
+    list(_workers(chunks).map(part, cuts[:-1], cuts[1:]))
