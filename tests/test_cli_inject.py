@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from fsim.simulator import inject as trials_of
 from fsim.simulator.trace import TraceWriter, read_trace
+from tests.test_layout import ROOT
 
 RUN = ("inject", "--images", 4, "--trials", 3, "--no-curve")
 
@@ -357,3 +361,104 @@ def test_a_trace_that_could_not_be_read_again_is_refused(fsim, tmp_path, monkeyp
     monkeypatch.setattr("fsim.machine.available_memory", lambda: 1 << 40)
     refused(fsim, tmp_path, *RUN, "--ber", "1e-3", "--trials", 10**6,
             "--trace", tmp_path / "t.h5", says="a trace must hold at most 8,192 MiB")  # fmt: skip
+
+
+# The plain-Python backend, single faults, the curve and the cache of compiled kernels
+
+REGISTER = "layer=conv3,component=psum,row=2,col=3,bit=24,cycle=40"
+WORD = "layer=conv2,component=weights,word=5,bit=7"
+
+
+@pytest.mark.parametrize("arguments", [["--fault", "seu"], ["--ber", "1e-4"]])
+def test_replay_by_the_reference_finds_the_same(fsim, tmp_path, arguments):
+    path = tmp_path / "t.h5"
+    assert fsim(*RUN, *arguments, "--trace", path).exit_code == 0
+    result = fsim("replay", path, "--backend", "reference", "--sample-images", 1, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["backend"], report["trials"], report["inferences"]) == ("reference", 1, 1)
+    assert report["differences"] == 0
+
+
+def test_replay_by_the_reference_finds_an_altered_row(fsim, tmp_path):
+    path = tmp_path / "t.h5"
+    assert fsim(*RUN, "--fault", REGISTER, "--trace", path).exit_code == 0
+
+    def other_bit(faults):
+        faults["xor_mask"] = 1
+
+    changed = rewritten(path, tmp_path / "changed.h5", other_bit)
+    result = fsim("replay", changed, "--backend", "reference", "--sample-images", 1)
+    assert result.exit_code == 1 and "trial 0 image 0: digest" in result.stdout
+
+
+def test_explain_tells_a_register_from_a_word_and_takes_an_image(fsim, tmp_path):
+    path = tmp_path / "t.h5"
+    run = fsim(*RUN, "--fault", REGISTER, "--fault", WORD, "--trace", path)
+    assert run.exit_code == 0, run.output
+    found = [
+        json.loads(fsim("explain", path, "--event", event, "--image", image, "--json").stdout)
+        for event in (0, 1)
+        for image in (0, 3)
+    ]
+    register, word = found[0]["faults"][0], found[2]["faults"][0]
+    assert (register["component"], register["layer"], register["row"], register["col"]) == (
+        "psum", "conv3", 2, 3)  # fmt: skip
+    assert (register["effect"], register["cycles"]) == ("state", "40 to 40")
+    assert (register["bits"], register["masks"]) == (32, "and -0x1, or 0x0, xor 0x1000000")
+    assert "word" not in register and "row" not in word
+    assert (word["component"], word["layer"], word["word"], word["residency"]) == (
+        "weights", "conv2", 5, 0)  # fmt: skip
+    assert word["masks"] == "and -0x1, or 0x0, xor -0x80"  # the sign bit of 8 bits
+    assert [one["image"] for one in found] == [0, 3, 0, 3]
+    layers = {one["layer"]: one for one in found[0]["layers"]}
+    # One register holds one sum at a time; what stands before the layer is untouched.
+    assert layers["conv3"]["sums_changed"] == 1 and layers["conv2"]["codes_changed"] == 0
+    layers = {one["layer"]: one for one in found[2]["layers"]}
+    # A weight belongs to one output channel: at most its 4 x 4 positions change.
+    channel = layers["conv2"]["codes"] // 32
+    assert 1 <= layers["conv2"]["sums_changed"] <= channel and layers["conv1"]["codes_changed"] == 0
+    assert found[0]["label"] != found[1]["label"]
+    text = fsim("explain", path, "--event", 1, "--image", 3).stdout
+    assert "image 3, label" in text and "residency" in text
+    every = json.loads(fsim("explain", path, "--event", 1, "--json").stdout)
+    assert every["image"] == read_trace(path).faults["image"][0].clip(0)
+
+
+def test_the_curve_falls_and_stops_where_memory_ends(fsim, tmp_path, monkeypatch):
+    run = ("inject", "--images", 16, "--trials", 1, "--ber", "weights=1e-3", "--hw-batch", "all")
+    out = tmp_path / "out"
+    whole = fsim(*run, "--curve", "--out", out, "--json")
+    assert whole.exit_code == 0, whole.output
+    report = json.loads(whole.stdout)
+    assert (out / "ber_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert report["curve"]["picture"] == str(out / "ber_curve.png")
+    curve = report["curve"]
+    assert curve["ber"] == sorted(curve["ber"]) and len(curve["ber"]) == len(curve["accuracy"])
+    assert curve["accuracy"][-1] < report["accuracy"]["clean"] - 0.1
+    assert curve["ber"][0] < curve["ber_at_one_point_drop"] < curve["ber"][-1]
+    hit = report["critical_given_a_flip"]
+    assert set(hit["by_component"]) == {"weights"} and hit["low"] <= hit["estimate"] <= hit["high"]
+    assert hit["flips"] == 2000
+    monkeypatch.setattr("fsim.cli.inject.BYTES_A_FAULT", 1 << 20)
+    monkeypatch.setattr("fsim.machine.available_memory", lambda: 4 << 30)
+    short = fsim(*run)
+    assert short.exit_code == 0, short.output
+    bits = report["plan"]["exposed_bits_per_image"]["weights"]
+    last = max(b for b in curve["ber"] if b * bits * 16 <= 2048)
+    assert f"nowhere up to a rate of {last:.2g}" in short.stdout
+
+
+@pytest.mark.slow
+def test_a_second_run_compiles_nothing(tmp_path):
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-m", "fsim", *map(str, RUN), "--fault", WORD],
+            cwd=ROOT, env=os.environ | {"FSIM_CACHE": str(tmp_path)}, capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+
+    first = run()
+    assert {p.suffix for p in first} >= {".nbi", ".nbc"}
+    assert run() == first
