@@ -58,26 +58,25 @@ def changed_sums(
         )
     if len(psums):
         slots = low.k if placement.accel.dataflow == "os" else placement.accel.rows
-        weight, narrow = flat_weight(placement, op)
-        narrow = narrow and codes.itemsize == 1
         folds = int(batch.rows["first"][psums].max()) + 1
         order = _order(batch, psums, slot, low.m * low.outputs, folds)
         # A sum that both kinds change is computed with both here: it comes last.
         count += memory.psum_errors(
-            codes, weight, acc, bias, geometry, low.n, acc_bits, slots, narrow,
+            codes, flat_weight(placement, op), acc, bias, geometry, low.n, acc_bits, slots,
             batch.rows, psums, slot, order, wrong, (where[count:], value[count:]),
         )  # fmt: skip
     return where[:count], value[:count]
 
 
-def flat_weight(placement: Placement, op: ArrayOp) -> tuple[np.ndarray, bool]:
-    """((o, k) int32 weight codes in slot order, whether 8 bits hold them), made once."""
+def flat_weight(placement: Placement, op: ArrayOp) -> np.ndarray:
+    """(o, k) weight codes in slot order, int8 where that holds them, made once."""
     cache = placement._cache
     if op.index not in cache:
         low = placement.lowered[op.index]
         matrices = [lower.weight_matrix(low, op, None, g).T for g in range(low.groups)]
-        weight = np.ascontiguousarray(np.concatenate(matrices), np.int32)
-        cache[op.index] = weight, bool(weight.min() >= -128 and weight.max() <= 127)
+        weight = np.concatenate(matrices)
+        narrow = weight.min() >= -128 and weight.max() <= 127 and low.k < 1 << 16
+        cache[op.index] = np.ascontiguousarray(weight, np.int8 if narrow else np.int32)
     return cache[op.index]
 
 

@@ -9,9 +9,12 @@ saturate the replay kernel walks instead.
 from __future__ import annotations
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from fsim.jit import kernel
 
+from . import vnni
 from .replay import wrap
 
 
@@ -111,22 +114,28 @@ def _read(codes, geometry, b, m, k, group):
     return np.int64(codes[b, y, x, group * cg + c])
 
 
-@kernel
-def _dot(inputs, weights, narrow):
-    """Sum of products; narrow: 8-bit codes, so that 32 bits hold it for 2^17 of them."""
-    if narrow and len(inputs) <= 1 << 16:
-        short = np.int32(0)
+def _dot(inputs, weights):
+    """Sum of products, int64; of 8-bit codes and weights for less than 2^16 of them."""
+
+
+@overload(_dot, jit_options={"error_model": "numpy"})
+def _dot_for(inputs, weights):
+    narrow = inputs.dtype in (types.uint8, types.int8) and weights.dtype == types.int8
+    if narrow and inputs.dtype == types.uint8 and vnni.supported():
+        return lambda inputs, weights: vnni.dot(inputs, weights)
+    short = np.int32 if narrow else np.int64
+
+    def plain(inputs, weights):
+        total = short(0)
         for i in range(len(inputs)):
-            short += np.int32(inputs[i]) * weights[i]
-        return np.int64(short)
-    total = np.int64(0)
-    for i in range(len(inputs)):
-        total += np.int64(inputs[i]) * np.int64(weights[i])
-    return total
+            total += short(inputs[i]) * short(weights[i])
+        return np.int64(total)
+
+    return plain
 
 
 @kernel
-def _partial(flat, channels, weight, geometry, b, m, output, group, begin, end, narrow):
+def _partial(flat, channels, weight, geometry, b, m, output, group, begin, end):
     """Sum of the products of slots [begin, end) of an output.
 
     A row of windows that lie side by side is one run of memory, if there is one group.
@@ -158,12 +167,10 @@ def _partial(flat, channels, weight, geometry, b, m, output, group, begin, end, 
             if first >= last:
                 continue
             row = y * w * cg + low
-            total += _dot(
-                flat[b, row + first : row + last], weight[output, first:last], narrow
-            )
+            total += _dot(flat[b, row + first : row + last], weight[output, first:last])
         else:
             at = (y * w + x) * channels + group * cg - number * run
-            total += _dot(flat[b, at + first : at + last], weight[output, first:last], narrow)
+            total += _dot(flat[b, at + first : at + last], weight[output, first:last])
     return total
 
 
@@ -211,14 +218,13 @@ def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, wrong, scratc
 
 @kernel
 def psum_errors(
-    codes, weight, acc, bias, geometry, per_group, acc_bits, fold_slots, narrow, rows, index, slot,
+    codes, weight, acc, bias, geometry, per_group, acc_bits, fold_slots, rows, index, slot,
     order, wrong, out,
 ):  # fmt: skip
     """Final sums of outputs whose partial sums were hit in memory.
 
-    weight      (o, k) int32 codes
+    weight      (o, k) int32 codes, or int8 if k < 2^16
     fold_slots  slots after which a sum is stored (k itself: stored once)
-    narrow      codes and weights have 8 bits
     rows        FAULT records; word is m * outputs + o, first the fold
     index, slot  (f,) int64: row and inference; order (f,) int64 positions in them,
                 sorted by (inference, word, fold)
@@ -256,13 +262,9 @@ def psum_errors(
             limit = min((row.first + 1) * fold_slots, size)
             stored = bias[o] + carried
             if 2 * limit <= size:
-                stored += _partial(
-                    flat, channels, weight, geometry, b, m, o, group, 0, limit, narrow
-                )
+                stored += _partial(flat, channels, weight, geometry, b, m, o, group, 0, limit)
             else:
-                rest = _partial(
-                    flat, channels, weight, geometry, b, m, o, group, limit, size, narrow
-                )
+                rest = _partial(flat, channels, weight, geometry, b, m, o, group, limit, size)
                 stored += whole - rest
             e = lo
             while e < len(w_image) and w_image[e] == b and w_output[e] == o:

@@ -219,6 +219,57 @@ def _make_spread(pixels: int):
     return spread
 
 
+@intrinsic
+def _dot(typingctx, codes, weights, count):
+    """int32 sum of products of `count` unsigned bytes and signed bytes at two addresses."""
+    wide = ir.VectorType(_I8, 64)
+
+    def generate(context, builder, signature, args):
+        codes, weights, count = args
+
+        def add(total, x, w):
+            return _call(builder, "llvm.x86.avx512.vpdpbusd.512", _INTS, total,
+                         builder.bitcast(x, _INTS), builder.bitcast(w, _INTS))  # fmt: skip
+
+        entry, zero = builder.block, ir.Constant(_INTS, [0] * LANES)
+        check = builder.append_basic_block("check")
+        whole, rest = (builder.append_basic_block(name) for name in ("whole", "rest"))
+        builder.branch(check)
+        builder.position_at_end(check)
+        at, total = builder.phi(_I64), builder.phi(_INTS)
+        at.add_incoming(_I64(0), entry)
+        total.add_incoming(zero, entry)
+        left = builder.sub(count, at)
+        x, w = (builder.inttoptr(builder.add(p, at), wide.as_pointer()) for p in (codes, weights))
+        builder.cbranch(builder.icmp_signed(">=", left, _I64(64)), whole, rest)
+        builder.position_at_end(whole)
+        loaded = [builder.load(pointer) for pointer in (x, w)]
+        for value in loaded:
+            value.align = 1
+        total.add_incoming(add(total, *loaded), whole)
+        at.add_incoming(builder.add(at, _I64(64)), whole)
+        builder.branch(check)
+        builder.position_at_end(rest)
+        bits = builder.sub(builder.shl(_I64(1), left), _I64(1))
+        mask = builder.bitcast(bits, ir.VectorType(_I1, 64))
+        nothing = ir.Constant(wide, [0] * 64)
+        loaded = [
+            _call(builder, "llvm.masked.load.v64i8.p0", wide, p, _I32(1), mask, nothing)
+            for p in (x, w)
+        ]
+        return _call(builder, "llvm.vector.reduce.add.v16i32", _I32, add(total, *loaded))
+
+    return types.int32(*(types.int64,) * 3), generate
+
+
+@kernel
+def dot(codes, weights):
+    """Sum of products of (n,) uint8 and (n,) int8, contiguous; below 2^31 for n < 2^16."""
+    return np.int64(
+        _dot(np.int64(codes.ctypes.data), np.int64(weights.ctypes.data), np.int64(len(codes)))
+    )
+
+
 _PIXELS, _WIDE = 16, 8
 _tile16x1 = _make_tile(_PIXELS, 1)
 _tile8x2 = _make_tile(_WIDE, 2)
