@@ -12,7 +12,7 @@ import numpy as np
 
 from fsim.types import FAULT
 
-from .rows import extend_masks, fill_flips, flip_rows
+from .rows import extend_masks, flip_rows
 
 _ONE_FLIP = (1 << 20) + 3  # random stream; error rates use the numbers of the blocks
 
@@ -56,20 +56,8 @@ class BitErrors:
         begin = 0
         for block, units, index, position in drawn:
             end = begin + len(position)
-            residency, word, bit = block.site(position)
-            # A block at a time, while its rows are in the cache.
-            fill_flips(
-                rows[begin:end],
-                trial=trial,
-                event=np.arange(begin, end),
-                image=units[index],
-                layer=block.layer,
-                component=components[block.component],
-                word=word,
-                first=residency,
-                last=residency,
-                xor_mask=extend_masks(bit, block.bits, block.signed),
-            )
+            component = components[block.component]
+            block.write_flips(rows[begin:end], begin, trial, units[index], component, position)
             begin = end
         return rows
 

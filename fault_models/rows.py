@@ -14,23 +14,11 @@ def extend_masks(bit: np.ndarray, bits: int, signed) -> np.ndarray:
     return np.where(top, -mask, mask)
 
 
-_FLIP = {name: 0 for name in FAULT.names} | {
-    "row": -1,
-    "col": -1,
-    "word": -1,
-    "and_mask": -1,
-    "effect": STATE,
-}
-
-
-def fill_flips(rows: np.ndarray, **columns) -> None:
-    """Overwrite FAULT rows with ones that invert bits; other columns as given."""
-    for name, value in (_FLIP | columns).items():
-        rows[name] = value
-
-
 def flip_rows(count: int, **columns) -> np.ndarray:
     """`count` FAULT rows that invert bits; other columns as given."""
-    rows = np.empty(count, FAULT)
-    fill_flips(rows, **columns)
+    rows = np.zeros(count, FAULT)
+    rows["row"] = rows["col"] = rows["word"] = -1
+    rows["and_mask"], rows["effect"] = -1, STATE
+    for name, values in columns.items():
+        rows[name] = values
     return rows

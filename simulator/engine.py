@@ -44,19 +44,23 @@ class FaultHooks:
         self.placement = placement
         self.batch = batch
         self.backend = backend
+        self._found: dict[tuple[int, bool], np.ndarray] = {}
         names = [component.name for component in placement.accel.components]
         self.acts, self.weights, self.psums = (names.index(n) for n in ("acts", "weights", "psums"))
 
     def part(self, begin: int, end: int) -> FaultHooks:
         """The hooks of inferences [begin, end) alone, numbered from 0."""
         hooks = copy.copy(self)
-        hooks.batch = self.batch.part(begin, end)
+        hooks.batch, hooks._found = self.batch.part(begin, end), {}
         return hooks
 
     def _acts(self, layer: int, fetched: bool) -> np.ndarray:
         """Rows of a feature map (fetched: of residency numbers above 0)."""
-        index = self.batch.of(layer, self.acts)
-        return index[(self.batch.rows["first"][index] > 0) == fetched] if len(index) else index
+        if (layer, fetched) not in self._found:
+            index = self.batch.of(layer, self.acts)
+            later = self.batch.rows["first"][index] > 0
+            self._found[layer, True], self._found[layer, False] = index[later], index[~later]
+        return self._found[layer, fetched]
 
     def stored(self, op: Op, codes: np.ndarray) -> None:
         """Errors in the words that `op` wrote, seen by every reader."""

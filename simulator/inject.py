@@ -109,6 +109,7 @@ def run_rows(
     batch: int = BATCH,
     first: int = 0,
     count: int | None = None,
+    threads: int | None = None,
 ) -> TrialResult:
     """Outcomes of images [first, first + count) under given FAULT rows.
 
@@ -122,7 +123,8 @@ def run_rows(
         struck, slot = slots_of(rows, begin, size, weights, hw_batch)
         if len(struck):
             hooks = FaultHooks(placement, Batch(struck, slot), backend)
-            result = P.run(placement.program, golden.images[begin : begin + size], hooks=hooks)
+            images = golden.images[begin : begin + size]
+            result = P.run(placement.program, images, hooks=hooks, threads=threads)
             acc.append(result.acc)
             classes.append(top1(result.logits))
         else:
@@ -142,18 +144,29 @@ def run_trials(
     trials,
     backend: str = "auto",
     batch: int = BATCH,
+    threads: int | None = None,
 ) -> Iterator[TrialResult]:
-    """Trials of a fault model, one after another.
+    """Trials of a fault model, in the order of `trials`.
 
-    model   has rows(space, trial, images, draws) and may have hw_batch
-    trials  iterable of trial numbers
+    model    has rows(space, trial, images, draws) and may have hw_batch
+    trials   iterable of trial numbers
+    threads  None: as many as torch has. Each takes trials of its own; they share the
+             images of a trial that is alone.
     """
     draws = Draws(seed)
     hw_batch = getattr(model, "hw_batch", 1)
     everything = np.arange(len(golden.images), dtype=np.int64)
-    for trial in trials:
-        rows = model.rows(space, int(trial), everything, draws)
-        yield run_rows(
-            space.placement, golden, rows, trial=int(trial), hw_batch=hw_batch, backend=backend,
-            batch=batch,
+
+    def run(trial: int, threads: int | None) -> TrialResult:
+        rows = model.rows(space, trial, everything, draws)
+        return run_rows(
+            space.placement, golden, rows, trial=trial, hw_batch=hw_batch, backend=backend,
+            batch=batch, threads=threads,
         )  # fmt: skip
+
+    trials = [int(trial) for trial in trials]
+    if len(trials) == 1:
+        yield run(trials[0], threads)
+    else:
+        program = space.placement.program
+        yield from P.concurrently(program, lambda trial: run(trial, 1), trials, threads)

@@ -7,9 +7,11 @@ the same bits for any number of threads and any batch size. Faults enter through
 
 from __future__ import annotations
 
+import collections
 import functools
+import itertools
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -191,6 +193,34 @@ def _workers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, "fsim-run", initializer=_one_thread)
 
 
+def concurrently(program: Program, task, arguments: Iterable, threads: int | None) -> Iterator:
+    """task(argument) of each argument, in order, on that many threads (None: torch's number).
+
+    A task calls `run` with threads=1. Only about as many tasks as threads are begun
+    ahead of what the caller has taken.
+    """
+    count = threads or torch.get_num_threads()
+    arguments = iter(arguments)
+    head = list(itertools.islice(arguments, 2))
+    if count < 2 or len(head) < 2 or not kernels.concurrent():
+        yield from map(task, itertools.chain(head, arguments))
+        return
+    for op in program.array_ops:
+        program.ready(op)  # packed once, here, and not by two workers at a time
+    workers = _workers(count)
+    begun = collections.deque()
+    try:
+        for argument in itertools.chain(head, arguments):
+            begun.append(workers.submit(task, argument))
+            if len(begun) > count:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()
+
+
 def run(
     program: Program,
     images: np.ndarray | None = None,
@@ -238,14 +268,9 @@ def run(
 
     begins = range(0, max(count, 1), step)
     with _threads(wanted):
-        if wanted > 1 and len(begins) > 1 and kernels.concurrent():
-            for op in program.array_ops:
-                program.ready(op)  # packed once, here, and not by two workers at a time
-            # One thread takes images through the whole network: no barrier between
-            # operations, where a thread that another job holds up would stop the rest.
-            parts = list(_workers(wanted).map(part, begins))
-        else:
-            parts = [part(begin) for begin in begins]
+        # One thread takes images through the whole network: no barrier between
+        # operations, where a thread that another job holds up would stop the rest.
+        parts = list(concurrently(program, part, begins, wanted))
     if len(parts) == 1:
         return parts[0]
     return Result(

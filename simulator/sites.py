@@ -42,8 +42,11 @@ from fsim.accel_models.accel import Accel
 from fsim.accel_models.plan import ceil_div
 from fsim.errors import ConfigError, FaultError, MappingError
 
+from .kernels.rows import write_flips
 from .lower import Lowered, lower, word_addresses
 from .ops import ArrayOp, Concat, MatMul, Op, Program
+
+_NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +98,19 @@ class Block:
             return self.residency[index], self.word[index], bit
         residency, word = np.divmod(index, self.words)
         return residency + self.first, word, bit
+
+    def write_flips(self, rows, event, trial, image, component, position) -> None:
+        """Overwrite FAULT rows (f,) with flips of the bits at `position`.
+
+        event      number of the first row's event
+        image      (f,) int64; component number in the machine's table
+        """
+        fetched = self.word is not None
+        write_flips(
+            rows, event, trial, image, self.layer, component, position,
+            (self.words, self.bits, self.first, bool(self.signed)),
+            self.word if fetched else _NONE, self.residency if fetched else _NONE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
