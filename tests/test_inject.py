@@ -97,6 +97,8 @@ def test_batches_threads_and_order_of_trials_change_nothing(space, golden, model
     for count in (1, 2):
         with threads(count):
             assert_same(wanted, results(space, golden, model))
+            assert_same({1: wanted[1]}, results(space, golden, model, trials=[1]))
+            assert_same(wanted, results(space, golden, model, trials=range(2), batch=5))
     assert_same(wanted, results(space, golden, model, trials=[1, 0]))
     assert_same({1: wanted[1]}, results(space, golden, model, trials=[1]))
 

@@ -130,25 +130,20 @@ def interval(plan, segments, s, base, u, p, j, l):
 
 
 @kernel
-def collect(plan, segments, table, phase, p, j, pairs):
-    """Fill `pairs` with the (fault, segment) pairs that may act on one fold of a walk.
+def candidates(plan, segments, table, p, j, found):
+    """Fill `found` with the (fault, segment) pairs that may act on a walk in any fold.
 
-    Returns (count, lowest slot, highest slot); u ranges may be too wide, never
-    too narrow: `act` checks the cycle of every slot.
+    Columns C_*; u ranges without regard to time. Returns how many.
     """
-    output_stationary = plan[P_OUTPUT_STATIONARY]
-    slots = plan[P_SLOTS]
-    base = plan[P_BASE0] + phase * plan[P_PHASE_CYCLES]
-    parity = S_EVEN + phase % 2
+    output_stationary, slots = plan[P_OUTPUT_STATIONARY], plan[P_SLOTS]
     count = 0
-    lowest, highest = slots, np.int64(-1)
     for s in range(segments.shape[0]):
         seg = segments[s]
         for f in range(table.shape[0]):
-            if table[f, T_COMPONENT] != seg[parity]:
+            component = table[f, T_COMPONENT]
+            if component != seg[S_EVEN] and component != seg[S_EVEN + 1]:
                 continue
             row, col = table[f, T_ROW], table[f, T_COL]
-            first, last = table[f, T_FIRST], table[f, T_LAST]
             u_lo, u_hi = np.int64(0), slots - 1
             l = np.int64(0)
             if seg[S_COL_HOPS]:
@@ -176,53 +171,87 @@ def collect(plan, segments, table, phase, p, j, pairs):
                     u_lo = max(u_lo, l - hi)
                 elif l > hi:
                     continue
-            stage = seg[S_STAGE]
-            if stage == PRELOAD or stage == DRAIN:
+            if seg[S_STAGE] == PRELOAD or seg[S_STAGE] == DRAIN:
                 u_lo = u_hi = np.int64(0)
-            elif not seg[S_HOLDS]:
-                # time = fixed + step * u must meet [first, last]
-                fixed = base + seg[S_T] + seg[S_T_P] * p + seg[S_T_J] * j + seg[S_T_L] * l
-                step = seg[S_T_U]
-                if step > 0:
-                    by_time_lo = -((fixed - first) // step)
-                    by_time_hi = (last - fixed) // step
-                elif step < 0:
-                    by_time_lo = -((last - fixed) // -step)
-                    by_time_hi = (fixed - first) // -step
-                elif fixed < first or fixed > last:
-                    by_time_lo, by_time_hi = np.int64(1), np.int64(0)
-                else:
-                    by_time_lo, by_time_hi = u_lo, u_hi
-                if seg[S_LAST_HOLDS] and u_hi == slots - 1:
-                    time, until = interval(plan, segments, s, base, u_hi, p, j, l)
-                    if overlap(first, last, time, until) > 0:
-                        by_time_lo = min(by_time_lo, u_hi)
-                        by_time_hi = u_hi
-                u_lo, u_hi = max(u_lo, by_time_lo), min(u_hi, by_time_hi)
             if u_lo > u_hi:
                 continue
-            if u_lo == u_hi:
-                time, until = interval(plan, segments, s, base, u_lo, p, j, l)
-                if overlap(first, last, time, until) == 0:
-                    continue
-            pairs[count, C_FAULT] = f
-            pairs[count, C_SEGMENT] = s
-            pairs[count, C_HOP] = l
-            pairs[count, C_U_LO] = u_lo
-            pairs[count, C_U_HI] = u_hi
+            found[count, C_FAULT] = f
+            found[count, C_SEGMENT] = s
+            found[count, C_HOP] = l
+            found[count, C_U_LO] = u_lo
+            found[count, C_U_HI] = u_hi
             count += 1
-            if stage != PRELOAD and stage != DRAIN:
-                lowest, highest = min(lowest, u_lo), max(highest, u_hi)
-    return count, lowest, highest
+    return count
 
 
 @kernel
-def act(value, stage, plan, segments, table, pairs, count, phase, u, p, j, bits, order):
+def collect(plan, segments, table, phase, p, j, found, known, pairs):
+    """Fill `pairs` with those of the first `known` candidates that may act on one fold.
+
+    Returns (count, lowest slot, highest slot, stages as bits); u ranges may be too
+    wide, never too narrow: `act` checks the cycle of every slot.
+    """
+    slots = plan[P_SLOTS]
+    base = plan[P_BASE0] + phase * plan[P_PHASE_CYCLES]
+    parity = S_EVEN + phase % 2
+    count = 0
+    stages = np.int64(0)
+    lowest, highest = slots, np.int64(-1)
+    for i in range(known):
+        f, s, l = found[i, C_FAULT], found[i, C_SEGMENT], found[i, C_HOP]
+        u_lo, u_hi = found[i, C_U_LO], found[i, C_U_HI]
+        seg = segments[s]
+        if table[f, T_COMPONENT] != seg[parity]:
+            continue
+        first, last = table[f, T_FIRST], table[f, T_LAST]
+        stage = seg[S_STAGE]
+        if u_lo < u_hi and not seg[S_HOLDS]:
+            # time = fixed + step * u must meet [first, last]
+            fixed = base + seg[S_T] + seg[S_T_P] * p + seg[S_T_J] * j + seg[S_T_L] * l
+            step = seg[S_T_U]
+            if step > 0:
+                by_time_lo = -((fixed - first) // step)
+                by_time_hi = (last - fixed) // step
+            elif step < 0:
+                by_time_lo = -((last - fixed) // -step)
+                by_time_hi = (fixed - first) // -step
+            elif fixed < first or fixed > last:
+                by_time_lo, by_time_hi = np.int64(1), np.int64(0)
+            else:
+                by_time_lo, by_time_hi = u_lo, u_hi
+            if seg[S_LAST_HOLDS] and u_hi == slots - 1:
+                time, until = interval(plan, segments, s, base, u_hi, p, j, l)
+                if overlap(first, last, time, until) > 0:
+                    by_time_lo = min(by_time_lo, u_hi)
+                    by_time_hi = u_hi
+            u_lo, u_hi = max(u_lo, by_time_lo), min(u_hi, by_time_hi)
+            if u_lo > u_hi:
+                continue
+        if u_lo == u_hi:
+            time, until = interval(plan, segments, s, base, u_lo, p, j, l)
+            if overlap(first, last, time, until) == 0:
+                continue
+        pairs[count, C_FAULT] = f
+        pairs[count, C_SEGMENT] = s
+        pairs[count, C_HOP] = l
+        pairs[count, C_U_LO] = u_lo
+        pairs[count, C_U_HI] = u_hi
+        count += 1
+        stages |= np.int64(1) << stage
+        if stage != PRELOAD and stage != DRAIN:
+            lowest, highest = min(lowest, u_lo), max(highest, u_hi)
+    return count, lowest, highest, stages
+
+
+@kernel
+def act(value, stage, here, u, p, j, bits, order):
     """`value` after every fault that meets it at `stage` of slot u, in time order.
 
+    here   (plan, segments, table, pairs, count, phase) of the fold
     bits   width of each component
     order  scratch, at least `count` long
     """
+    plan, segments, table, pairs, count, phase = here
     base = plan[P_BASE0] + phase * plan[P_PHASE_CYCLES]
     active = 0
     for i in range(count):
@@ -270,6 +299,28 @@ def act(value, stage, plan, segments, table, pairs, count, phase, u, p, j, bits,
 
 
 @kernel
+def plain_slots(a_row, b_col, begin, end, acc, product_bits, acc_bits, saturate):
+    """`acc` after slots [begin, end), which no fault meets; slots beyond k add nothing."""
+    end = min(end, len(a_row))
+    if saturate:
+        for i in range(begin, end):
+            acc = add(acc, wrap(a_row[i] * b_col[i], product_bits), acc_bits, saturate)
+        return acc
+    # Adders that wrap: once at the end is the same, and 64 bits wrap by themselves.
+    total = np.int64(0)
+    if begin < end:
+        x, y = a_row[begin:end], b_col[begin:end]
+        if product_bits == 1:
+            for i in range(len(x)):
+                total += (x[i] * y[i]) & 1
+        else:
+            shift = 64 - product_bits
+            for i in range(len(x)):
+                total += ((x[i] * y[i]) << shift) >> shift
+    return wrap(acc + total, acc_bits)
+
+
+@kernel
 def stored_sum(value, table, word, fold, bits):
     """The sum of `fold` as it is read back from memory word `word`."""
     for f in range(table.shape[0]):
@@ -288,52 +339,79 @@ def walk(a_row, b_col, start, word, plan, segments, table, bits, phase0, p, j, s
                   with that T_WORD act on the sum that fold T_FIRST stores there
     phase0        phase of its first fold; further folds follow one by one
     p, j          coordinates in the fold (see accel_models.plan)
-    scratch       (pairs, order) work arrays
+    scratch       (found, pairs, order) work arrays
     """
-    pairs, order = scratch
+    found, pairs, order = scratch
     k, slots, folds = plan[P_K], plan[P_SLOTS], plan[P_FOLDS]
     product_bits, acc_bits = plan[P_PRODUCT_BITS], plan[P_ACC_BITS]
     saturate, chain, init_d = plan[P_SATURATE], plan[P_CHAIN], plan[P_INIT_D]
     total = np.int64(0) if init_d else start
     acc = start
-    for fold in range(folds):
+    known = candidates(plan, segments, table, p, j, found)
+    stores = False
+    for f in range(table.shape[0]):
+        stores |= table[f, T_WORD] == word
+    fold = -1
+    while fold + 1 < folds:
+        fold += 1
         phase = phase0 + fold
-        count, lowest, highest = collect(plan, segments, table, phase, p, j, pairs)
+        count, lowest, highest, stages = collect(
+            plan, segments, table, phase, p, j, found, known, pairs
+        )
+        if not count and not saturate and not stores:
+            # Folds that no fault meets are one sum, whatever is added to what.
+            begin = fold
+            while fold + 1 < folds and not count:
+                count, lowest, highest, stages = collect(
+                    plan, segments, table, phase0 + fold + 1, p, j, found, known, pairs
+                )
+                fold += 1 if not count else 0
+            end = (fold + 1) * slots
+            if chain or (begin == 0 and init_d):
+                acc = plain_slots(
+                    a_row, b_col, begin * slots, end, acc, product_bits, acc_bits, saturate
+                )
+                if not chain:
+                    total = add(total, acc, acc_bits, saturate)
+            else:
+                total = plain_slots(
+                    a_row, b_col, begin * slots, end, total, product_bits, acc_bits, saturate
+                )
+            continue
         if not (fold == 0 and init_d) and not (fold > 0 and chain):
             acc = np.int64(0)
-        if count:
-            acc = act(
-                acc, PRELOAD, plan, segments, table, pairs, count, phase, 0, p, j, bits, order
-            )
+        here = (plan, segments, table, pairs, count, phase)
+        if stages >> PRELOAD & 1:
+            acc = act(acc, PRELOAD, here, 0, p, j, bits, order)
         k0 = fold * slots
-        for u in range(slots):
+        acc = plain_slots(a_row, b_col, k0, k0 + lowest, acc, product_bits, acc_bits, saturate)
+        for u in range(lowest, highest + 1):
             x = np.int64(0)
             w = np.int64(0)
             if k0 + u < k:
                 x = a_row[k0 + u]
                 w = b_col[k0 + u]
-            if u < lowest or u > highest:
-                acc = add(acc, wrap(x * w, product_bits), acc_bits, saturate)
-                continue
-            x = act(x, MOVING, plan, segments, table, pairs, count, phase, u, p, j, bits, order)
-            w = act(w, WEIGHT, plan, segments, table, pairs, count, phase, u, p, j, bits, order)
+            if stages >> MOVING & 1:
+                x = act(x, MOVING, here, u, p, j, bits, order)
+            if stages >> WEIGHT & 1:
+                w = act(w, WEIGHT, here, u, p, j, bits, order)
             product = wrap(x * w, product_bits)
-            product = act(
-                product, PRODUCT, plan, segments, table, pairs, count, phase, u, p, j, bits, order
-            )
-            acc = act(
-                acc, ACC_IN, plan, segments, table, pairs, count, phase, u, p, j, bits, order
-            )
+            if stages >> PRODUCT & 1:
+                product = act(product, PRODUCT, here, u, p, j, bits, order)
+            if stages >> ACC_IN & 1:
+                acc = act(acc, ACC_IN, here, u, p, j, bits, order)
             acc = add(acc, product, acc_bits, saturate)
-            acc = act(
-                acc, ACC_OUT, plan, segments, table, pairs, count, phase, u, p, j, bits, order
-            )
-        if count:
-            acc = act(acc, DRAIN, plan, segments, table, pairs, count, phase, 0, p, j, bits, order)
-        if chain:
-            acc = stored_sum(acc, table, word, fold, acc_bits)
-        else:
+            if stages >> ACC_OUT & 1:
+                acc = act(acc, ACC_OUT, here, u, p, j, bits, order)
+        rest = k0 + max(lowest, highest + 1)
+        acc = plain_slots(a_row, b_col, rest, k0 + slots, acc, product_bits, acc_bits, saturate)
+        if stages >> DRAIN & 1:
+            acc = act(acc, DRAIN, here, 0, p, j, bits, order)
+        if not chain:
             total = add(total, acc, acc_bits, saturate)
+        if stores and chain:
+            acc = stored_sum(acc, table, word, fold, acc_bits)
+        elif stores:
             total = stored_sum(total, table, word, fold, acc_bits)
     return acc if chain else total
 
@@ -436,7 +514,11 @@ def replay(a, b_t, d, plan, segments, table, bits, touched, out):
     rows, cols, folds = plan[P_ROWS], plan[P_COLS], plan[P_FOLDS]
     n_tiles = plan[P_N_TILES]
     most = max(1, segments.shape[0] * table.shape[0])
-    scratch = (np.empty((most, 7), np.int64), np.empty(most, np.int64))
+    scratch = (
+        np.empty((most, 5), np.int64),
+        np.empty((most, 7), np.int64),
+        np.empty(most, np.int64),
+    )
     walked = 0
     for m in range(plan[P_M]):
         for n in range(plan[P_N]):
