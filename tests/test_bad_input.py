@@ -237,6 +237,12 @@ def test_inject_on_a_full_disk_writes_nothing(fsim, tmp_path):
                 "--trace", tmp_path / "t.h5", says="File too large")  # fmt: skip
 
 
+def test_folders_made_for_outputs_do_not_stay(fsim, tmp_path):
+    with full_disk(1000):
+        refused(fsim, tmp_path, *RUN, "--ber", "1e-4", "--out", tmp_path / "a" / "b" / "out",
+                "--trace", tmp_path / "c" / "d" / "t.h5", says="File too large")  # fmt: skip
+
+
 def test_trials_before_the_disk_was_full_are_kept_and_the_one_line_says_so(
     fsim, tmp_path, monkeypatch
 ):

@@ -170,6 +170,34 @@ def test_a_signal_leaves_no_half_written_file(tmp_path, number, code):
     assert list(tmp_path.iterdir()) == []
 
 
+DROPPED = """
+import signal, sys, time, weakref, click
+from fsim.cli.group import LazyGroup
+
+class Thing:
+    pass
+
+@click.group(cls=LazyGroup)
+def group():
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal(int(sys.argv[1])) or int("1"))
+    del thing
+    time.sleep(20)
+
+group.main(["doctor"])
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_python_would_drop_is_not_lost(number, code):
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED, str(int(number))],
+        cwd=ROOT, capture_output=True, text=True, timeout=15,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert done.stderr.strip() == {143: "Error: terminated", 130: "Error: interrupted"}[code]
+
+
 def test_atomic_write_replaces_only_when_complete(tmp_path):
     path = tmp_path / "out.bin"
     path.write_bytes(b"old")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import signal
 import sys
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -64,9 +66,21 @@ def _terminable():
     except ValueError:  # not the main thread: its owner handles signals
         yield
         return
+    hook = sys.unraisablehook
+
+    def again(ignored):
+        """Python drops what is raised in a weak reference's callback: send the signal anew."""
+        for kind, number in ((KeyboardInterrupt, signal.SIGINT), (Terminated, signal.SIGTERM)):
+            if isinstance(ignored.exc_value, kind) or ignored.exc_type is kind:
+                threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
+                return
+        hook(ignored)
+
+    sys.unraisablehook = again
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 
@@ -137,7 +151,8 @@ class LazyGroup(click.Group):
 
 def _fail(message: str, code: int) -> int:
     """Print `message` on stderr as one line that cannot steer a terminal."""
-    click.echo("Error: " + one_line(message), err=True)
+    with suppress(OSError):  # stderr may be on the disk that is full
+        click.echo("Error: " + one_line(message), err=True)
     return code
 
 

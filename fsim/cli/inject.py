@@ -416,21 +416,17 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
     start = time.monotonic()
     golden = session.golden()
     clean_s = time.monotonic() - start
-    writer, done = _open_trace(trace, task, resume, overwrite)
-    made = out is not None and not out.exists()
-    try:
-        if made:
-            out.mkdir(parents=True)
-        elif out is not None and not out.is_dir():
-            raise ConfigError(f"--out must be a folder, got a file ({out})")
-    except BaseException:
-        if writer is not None:
-            writer.abandon()
-        raise
+    made = _missing(out) + _missing(None if trace is None else trace.parent)
+    writer = None
     outcomes, accuracy, struck = {}, {}, Counter()
     names, layers = session.identity["components"], session.identity["layers"]
     progress = None
     try:
+        writer, done = _open_trace(trace, task, resume, overwrite)
+        if out is not None:
+            if out.exists() and not out.is_dir():
+                raise ConfigError(f"--out must be a folder, got a file ({out})")
+            out.mkdir(parents=True, exist_ok=True)
         if writer is not None and len(done):
             _recall(writer, session, outcomes, accuracy, struck, golden)
         trials = [t for t in range(task["trials"]) if t not in outcomes]
@@ -462,13 +458,22 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
         if writer is not None:
             kept = len(writer.stored_trials)
             writer.abandon()
-            if kept:
+            if kept and progress is not None:
                 error.add_note(f"{kept} trials are kept: go on with --trace {trace} --resume")
-        if made:
-            with suppress(OSError):
-                out.rmdir()
+        for folder in made:
+            with suppress(OSError):  # what is not empty stays
+                folder.rmdir()
         raise
     return report
+
+
+def _missing(folder: Path | None) -> list[Path]:
+    """The folder and those above it that do not exist, the innermost first."""
+    found = []
+    while folder is not None and not folder.exists() and folder != folder.parent:
+        found.append(folder)
+        folder = folder.parent
+    return found
 
 
 def _write(out, report, picture) -> None:
