@@ -95,6 +95,11 @@ class Trace:
 # Writing
 
 
+def _chunk_rows(rows: int) -> int:
+    """Rows a chunk: a short column is one chunk, because a chunk is written whole."""
+    return min(CHUNK_ROWS, 1 << max(rows - 1, 0).bit_length())
+
+
 def _file_image(columns, task_json: bytes, provenance_json: bytes) -> bytes:
     """The bytes of a trace. columns yields (group, name, values) in the order of GROUPS."""
     options = dict(compression="gzip", compression_opts=1, shuffle=True, fletcher32=True)
@@ -106,7 +111,7 @@ def _file_image(columns, task_json: bytes, provenance_json: bytes) -> bytes:
             file.create_dataset(
                 f"{group}/{name}",
                 data=values,
-                chunks=(CHUNK_ROWS,),
+                chunks=(_chunk_rows(len(values)),),
                 maxshape=(None,),
                 track_times=False,
                 **options,
@@ -220,6 +225,7 @@ class TraceWriter:
         self._lock = None
         self._open = True
         self._finished = False
+        self._next: int | None = None  # number of the next shard
         if self.path.exists() and not (resume or overwrite):
             raise TraceError(f"{self.path} exists already: resume it, overwrite it or name another")
         if _shards(self._parts_dir) and not (resume or overwrite):
@@ -285,11 +291,13 @@ class TraceWriter:
             self._task_json,
             self._provenance_json,
         )
-        shards = _shards(self._parts_dir)
-        number = int(shards[-1].stem) + 1 if shards else 1
-        shard = self._parts_dir / f"{number:06d}.h5"
+        if self._next is None:
+            shards = _shards(self._parts_dir)
+            self._next = int(shards[-1].stem) + 1 if shards else 1
+        shard = self._parts_dir / f"{self._next:06d}.h5"
         with _writing(shard):
             _write_atomically(shard, image, shard.with_suffix(".tmp"))
+        self._next += 1
         self._parts.append(shard)
         self._stored = np.union1d(self._stored, trials["trial"])
 
