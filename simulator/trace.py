@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,7 @@ except ImportError:  # no advisory locks on this platform
 CHUNK_ROWS = 65536
 MAX_CHUNK_ROWS = 1 << 20  # readers refuse more: one chunk must fit in memory
 MAX_BYTES = 8 << 30
+SHARD_SECONDS = 1.0
 _MERGE_BYTES = 512 << 20  # uncompressed columns held at a time while merging
 _FILTERS = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32]
 
@@ -226,6 +228,7 @@ class TraceWriter:
         self._open = True
         self._finished = False
         self._next: int | None = None  # number of the next shard
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         if self.path.exists() and not (resume or overwrite):
             raise TraceError(f"{self.path} exists already: resume it, overwrite it or name another")
         if _shards(self._parts_dir) and not (resume or overwrite):
@@ -301,12 +304,30 @@ class TraceWriter:
         self._parts.append(shard)
         self._stored = np.union1d(self._stored, trials["trial"])
 
+    def add(self, faults: np.ndarray, outcomes: np.ndarray) -> None:
+        """As `append`, but trials of SHARD_SECONDS share a shard; `close` writes the rest.
+
+        A kill costs what was added since the last shard.
+        """
+        if not self._waiting:
+            self._since = time.monotonic()
+        self._waiting.append((faults, outcomes))
+        if time.monotonic() - self._since >= SHARD_SECONDS or len(faults) > CHUNK_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added and is not yet in a shard."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self.append(*(np.concatenate(parts) for parts in zip(*waiting)))
+
     def close(self) -> Path:
         """Merge the shards into the trace, remove them, and return its path."""
         if self._finished:
             return self.path
         if not self._open:
             raise TraceError(f"the writer of {self.path} was abandoned: resume it")
+        self.flush()
         if self._parts != [self.path]:
             self._merge()
         with _writing(self._parts_dir):
@@ -328,6 +349,9 @@ class TraceWriter:
 
     def abandon(self) -> None:
         """Stop without merging; the shards stay for a later resume."""
+        if self._open:
+            with suppress(TraceError):  # a full disk has been reported already
+                self.flush()
         self._open = False
         if not _shards(self._parts_dir):
             shutil.rmtree(self._parts_dir, ignore_errors=True)

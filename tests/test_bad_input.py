@@ -255,6 +255,7 @@ def test_trials_before_the_disk_was_full_are_kept_and_the_one_line_says_so(
 
     path = tmp_path / "t.h5"
     monkeypatch.setattr(TraceWriter, "append", full)
+    monkeypatch.setattr("fsim.simulator.trace.SHARD_SECONDS", 0)  # a shard each trial
     result = fsim(*RUN, "--trace", path, "--out", tmp_path / "out")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (

@@ -76,7 +76,8 @@ def test_every_single_fault_replay_equals_tile_equals_reference(name, dataflow, 
     for component, fault in every_fault(accel, cycles):
         table = fault_table(rows_of([fault], accel, cycles))
         expected = accel.cycle.run(accel, a, b, d, table)[0]
-        np.testing.assert_array_equal(accel.tile.run(accel, a, b, d, table)[0], expected, str(fault))
+        got = accel.tile.run(accel, a, b, d, table)[0]
+        np.testing.assert_array_equal(got, expected, str(fault))
         if "replay" in component.backends:
             got = replayed(accel, a, b, d, table, golden)
             np.testing.assert_array_equal(got, expected, str(fault))
@@ -131,7 +132,7 @@ def test_mutants_of_a_fault_are_told_apart(name, dataflow):
     cycles = accel.schedule.cycles(accel, 5, 7, 5)
     golden = gemm(a, b, d, accel=accel).out
     caught = {"cycle": 0, "swap": 0}
-    for number, component in enumerate(accel.components):
+    for component in accel.components:
         if "replay" not in component.backends:
             continue
         for cycle in range(0, cycles - 1):
@@ -164,8 +165,10 @@ def test_swapped_accumulators_are_told_apart(dataflow):
     assert caught > 5
 
 
-@pytest.mark.parametrize(("name", "component"), [("gemmini-like", "valid"), ("gemmini-like", "prop"),
-                                                 ("pipelined-systolic", "v1")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "component"),
+    [("gemmini-like", "valid"), ("gemmini-like", "prop"), ("pipelined-systolic", "v1")],
+)
 def test_replay_refuses_control(name, component):
     with pytest.raises(FaultError, match="does not serve"):
         gemm([[1]], [[1]], accel=name, faults=[Fault(component, bit=0, cycle=1)], backend="replay")

@@ -801,3 +801,21 @@ def test_plain_hdf5_tools_can_read_a_trace(small):
         for name in ("task", "provenance"):
             digest.update(f"{name} {len(file[name][0])}\n".encode() + file[name][0])
         assert bytes(file.attrs["content-digest"]).decode() == digest.hexdigest()
+
+
+def test_added_trials_are_written_together_and_no_later_than_the_end(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    with TraceWriter(path, TASK, PROVENANCE) as writer:
+        for trial in range(3):
+            writer.add(*trials([trial]))
+        assert not len(writer.stored_trials)
+    assert list(read_trace(path).trials["trial"]) == [0, 1, 2]
+    other = path.with_name("other.h5")
+    writer = TraceWriter(other, TASK, PROVENANCE)
+    writer.add(*trials([0]))
+    writer.abandon()
+    assert list(TraceWriter.resume(other, TASK)) == [0]
+    monkeypatch.setattr("fsim.simulator.trace.SHARD_SECONDS", 0)
+    with TraceWriter(path, TASK, PROVENANCE, overwrite=True) as writer:
+        writer.add(*trials([7]))
+        assert list(writer.stored_trials) == [7]

@@ -439,7 +439,7 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
             accuracy[result.trial] = float(np.mean(result.top1 == golden.labels))
             _count(struck, result.rows, names, layers)
             if writer is not None:
-                writer.append(result.rows, outcome_rows(result, golden))
+                writer.add(result.rows, outcome_rows(result, golden))
             progress.show(number + 1)
         progress.end()
         seconds = time.monotonic() - begin
@@ -456,8 +456,8 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
         if progress is not None:
             progress.end()
         if writer is not None:
-            kept = len(writer.stored_trials)
             writer.abandon()
+            kept = len(writer.stored_trials)
             if kept and progress is not None:
                 error.add_note(f"{kept} trials are kept: go on with --trace {trace} --resume")
         for folder in made:
