@@ -1,0 +1,1 @@
+"""The paper's cell search space: primitives, genotypes, networks of cells, supernet."""
