@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inject": ("fsim.cli.inject:inject", "Faults in a network: accuracy, outcomes, curve."),
     "replay": ("fsim.cli.replay:replay", "Recompute every outcome of a trace from its rows."),
     "explain": ("fsim.cli.explain:explain", "What one fault of a trace did, layer by layer."),
+    "faults": ("fsim.cli.faults:faults", "Hardware faults of accelerators and their models."),
     "sites": ("fsim.cli.sites:sites", "Where faults can strike: words, bits, cycles."),
     "accel": ("fsim.cli.accel:accel", "List, show and check accelerator descriptions."),
     "gemm": ("fsim.cli.gemm:gemm", "One matrix product on the array, with explicit faults."),

@@ -1,0 +1,66 @@
+"""`fsim faults`: which hardware faults accelerators have, and what represents them here."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from fsim.cli.options import json_option
+from fsim.cli.tables import pairs, print_json, table
+from fsim.fault_models.catalogue import CERTAINTY, PLATFORMS, SYMBOLS, faults_on
+
+
+@click.command()
+@click.option("--platform", type=click.Choice(PLATFORMS), help="Only faults of this platform.")
+@json_option
+def faults(platform, as_json):
+    """Hardware faults of accelerators: causes, places, countermeasures and models.
+
+    The analysis of FTT-NAS (arXiv 2003.10375). `fsim model` is a model of
+    fsim.fault_models.statistical, `fsim inject` the options that put such a fault into
+    a simulated array (P: a probability).
+    """
+    rows = faults_on(platform)
+    if as_json:
+        used = {row.certainty for row in rows}
+        print_json(
+            {
+                "platform": platform,
+                "faults": [dataclasses.asdict(row) for row in rows],
+                "symbols": SYMBOLS,
+                "certainty": {word: text for word, text in CERTAINTY.items() if word in used},
+            }
+        )
+        return
+    click.echo(
+        table(
+            ("fault", "platform", "source", "where", "component", "hard/soft", "persists",
+             "mitigation"),
+            [
+                (row.name, " ".join(row.platforms), row.source, row.position, row.component,
+                 row.kind, "yes" if row.persists else "no", row.mitigation)
+                for row in rows
+            ],
+        )
+    )  # fmt: skip
+    click.echo()
+    click.echo(
+        table(
+            ("fault", "caused by", "wrong", "model in the paper", "fsim model", "fsim inject",
+             "certainty"),
+            [
+                (row.name, " ".join(row.causes), row.level, row.formula,
+                 " ".join(row.models) or "-", row.inject or "-", row.certainty)
+                for row in rows
+            ],
+        )
+    )  # fmt: skip
+    click.echo("\ncertainty: how sure a row is")
+    used = [row.certainty for row in rows]
+    click.echo(pairs((f"  {word}", text) for word, text in CERTAINTY.items() if word in used))
+    click.echo("\nsymbols of the paper's models")
+    click.echo(pairs((f"  {symbol}", text) for symbol, text in SYMBOLS.items()))
+    click.echo("\nsource of the rows")
+    for reference in dict.fromkeys(row.reference for row in rows):
+        click.echo(f"  {reference} (arXiv 2003.10375)")
