@@ -8,6 +8,8 @@ and what it does not.
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Mapping
 from contextlib import contextmanager
 from numbers import Real
@@ -26,9 +28,12 @@ from fsim.types import Fault
 
 from .attach_layers import Layered
 from .attach_program import Coverage, Covered, Whole
+from .bridge.network import Trained
 from .capture import capture
 from .draws import Draws
 from .gemm import configure
+
+FRESH = ("step", "epoch", "chip")
 
 __all__ = ["AttachedModel", "Coverage", "Covered", "attach"]
 
@@ -43,8 +48,15 @@ def attach(
     rates: float | Mapping[str, float] | None = None,
     seed: int = 0,
     quant_params: Mapping | None = None,
+    fresh: str = "step",
 ) -> AttachedModel:
-    """The network on the simulated array; `model` itself is not changed.
+    """The network on the simulated array.
+
+    Evaluation is integer arithmetic from the input's codes on, batch normalisation
+    folded in. Training runs each convolution and linear layer on the array with
+    quantised raw weights, everything between in float, and passes gradients
+    straight through roundings and faults: it changes the parameters of `model`,
+    which is otherwise left as it is.
 
     accel         a preset's name, the path of a description, or an Accel
     calibration   (n >= 1, c, h, w) network inputs, float32 or what casts to it, that
@@ -56,6 +68,8 @@ def attach(
     seed          of the fault model's draws
     quant_params  scales of one's own as `quantise(params=)` takes them; for whole
                   programs only
+    fresh         when training meets new faults: each "step" (forward pass), each
+                  "epoch" (call of `train()`), or never, on one faulty "chip"
 
     Raises ConfigError for wrong arguments, FaultError for faults that the network
     cannot have and MappingError for networks that the machine cannot run.
@@ -72,17 +86,9 @@ def attach(
         if faults is not None and not (isinstance(faults, (tuple, list)) and not faults):
             raise ConfigError("faults and rates both say which faults strike: give one of them")
         faults = _bit_errors(rates)
-    try:
-        graph = capture(model, images)
-    except MappingError as error:
-        if quant_params is not None:
-            raise ConfigError(
-                f"quant_params need a network that is one program, but {error}"
-            ) from error
-        network = Layered(model, machine, images, str(error))
-    else:
-        network = Whole(model, graph, machine, images, quant_params)
-    attached = AttachedModel(network, machine, int(seed))
+    if fresh not in FRESH:
+        raise ConfigError(f"fresh must be one of {', '.join(FRESH)}, got {fresh!r}")
+    attached = AttachedModel(model, machine, images, quant_params, int(seed), fresh)
     attached.set_faults(faults)
     return attached
 
@@ -90,36 +96,98 @@ def attach(
 class AttachedModel(nn.Module):
     """A network on the simulated array, made by `attach`.
 
-    Called with (n, c, h, w) float32 images it returns the logits, without
-    gradients. Each call is one trial of the fault model, with its images numbered
-    from 0; `trial` is the number of the next call's and may be set. It always is in
-    evaluation mode, in float32 and on the CPU: `train`, `half`, `to` change nothing.
+    Called with (n, c, h, w) images it returns the logits. Each call is one trial of
+    the fault model, with its images numbered from 0; `trial` is the number of the
+    next call's and may be set. After `eval()`, which is how it begins, it is the
+    integer network, without gradients; parameters that have changed since are
+    quantised anew. After `train()` it is the network itself with its convolutions
+    and linear layers on the array. `state_dict` and parameters are those of `module`.
 
+    module    the network that was given
     accel     the machine
-    mode      "integer program" or "layer by layer"
-    coverage  what the array runs and what it does not
+    mode      of evaluation: "integer program" or "layer by layer"
+    coverage  what the array runs in evaluation and what it does not
     program   the integer program, or None layer by layer
-    layers    names that `Fault.layer` may have
+    layers    names that `Fault.layer` may have in evaluation
+    fresh     "step", "epoch" or "chip": when training meets new faults
     """
 
-    def __init__(self, network: Whole | Layered, accel: Accel, seed: int):
+    def __init__(self, model, accel: Accel, images: np.ndarray, params, seed: int, fresh: str):
         super().__init__()
-        self.network = network
-        self.accel = accel
-        self.mode = network.mode
-        self.coverage: Coverage = network.coverage
-        self.program = network.program
-        self.layers: tuple[str, ...] = network.names
+        self.module = model
+        self.accel, self.fresh = accel, fresh
         self.trial = 0
-        self._draws = Draws(seed)
+        self._images, self._params, self._seed = images, params, seed
         self._model = None
-        self.eval()
+        self._trained = None
+        self._quantise()
+        self.training = False  # the module's own mode is its user's until train() or eval()
+
+    # The integer network holds modules of its own, which are not the user's.
+
+    @property
+    def network(self) -> Whole | Layered:
+        """The integer network, of the parameters as they are."""
+        if self._versions() != self._quantised[1]:
+            self._quantise()
+        return self._quantised[0]
+
+    def _quantise(self) -> None:
+        versions = self._versions()
+        try:
+            graph = capture(self.module, self._images)
+        except MappingError as error:
+            if self._params is not None:
+                raise ConfigError(
+                    f"quant_params need a network that is one program, but {error}"
+                ) from error
+            network = Layered(self.module, self.accel, self._images, str(error))
+        else:
+            network = Whole(self.module, graph, self.accel, self._images, self._params)
+        self._quantised = (network, versions)  # a tuple: not a submodule
+
+    def _versions(self) -> tuple:
+        held = itertools.chain(self.module.parameters(), self.module.buffers())
+        return tuple((id(tensor), tensor._version) for tensor in held)
+
+    @property
+    def mode(self) -> str:
+        return self._quantised[0].mode
+
+    @property
+    def coverage(self) -> Coverage:
+        return self._quantised[0].coverage
+
+    @property
+    def program(self):
+        return self.network.program
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self._quantised[0].names
 
     def train(self, mode: bool = True):
-        return super().train(False)  # the scales were chosen for evaluation
+        if mode and self.fresh == "epoch" and self._trained is not None:
+            self.trial += 1
+        if mode and self._trained is None:
+            self._trained = Trained(self.module, self.accel, self._images, self._seed)
+        return super().train(mode)
 
-    def _apply(self, fn, recurse=True):
-        return self  # nor for other dtypes and devices
+    def state_dict(self, *args, **kwargs):
+        """That of `module`, under its own names."""
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args, **kwargs):
+        """Into `module`."""
+        return self.module.load_state_dict(*args, **kwargs)
+
+    def __deepcopy__(self, memo):
+        twin = attach(
+            copy.deepcopy(self.module, memo), self.accel, calibration=self._images,
+            seed=self._seed, quant_params=self._params, fresh=self.fresh,
+        )  # fmt: skip
+        twin._model, twin.trial = self._model, self.trial
+        return twin.train(self.training)
 
     def set_faults(self, faults=()) -> None:
         """What strikes from now on; nothing for None or an empty sequence.
@@ -158,7 +226,7 @@ class AttachedModel(nn.Module):
                 )
             model = Explicit(named) if named else None
         if isinstance(model, Explicit):  # draws nothing: what is wrong shows now
-            model.rows(self.network.space, 0, np.zeros(0, np.int64), self._draws)
+            model.rows(self.network.space, 0, np.zeros(0, np.int64), Draws(self._seed))
         return model
 
     def forward(self, images: Tensor) -> Tensor:
@@ -167,19 +235,29 @@ class AttachedModel(nn.Module):
         Raises ConfigError for images that do not fit, and layer by layer
         MappingError where the network takes a way that calibration did not see.
         """
-        array = _images(images, "images", self.network.shape)
+        if self.training:
+            return self._train_on(images)
+        network = self.network
+        array = _images(images, "images", network.shape)
         if not len(array):
-            out = torch.zeros(0, *self.network.out_shape)
+            out = torch.zeros(0, *network.out_shape)
         else:
             rows, hw_batch = None, 1
             if self._model is not None:
                 numbers = np.arange(len(array), dtype=np.int64)
-                rows = self._model.rows(self.network.space, int(self.trial), numbers, self._draws)
+                rows = self._model.rows(network.space, int(self.trial), numbers, Draws(self._seed))
                 hw_batch = getattr(self._model, "hw_batch", 1)
             with torch.no_grad():
-                out = self.network.run(array, rows, hw_batch)
+                out = network.run(array, rows, hw_batch)
         self.trial += 1
         return out.to(images.device) if isinstance(images, Tensor) else out
+
+    def _train_on(self, images: Tensor) -> Tensor:
+        self._trained.session.model = self._model
+        out = self._trained.run(images, -1 if self._model is None else int(self.trial))
+        if self.fresh == "step":
+            self.trial += 1
+        return out
 
     def report(self) -> str:
         """The coverage as text."""

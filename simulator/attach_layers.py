@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from fsim.errors import ConfigError, MappingError
 from . import program as P
 from .attach_program import Coverage, Covered, count_macs, on_array, place, run
 from .capture import capture
-from .sites import Placement, SiteSpace, select
+from .joined import joined_space
+from .sites import Placement, SiteSpace
 
 CALIBRATION = 256
 """Images that layers are calibrated on, at most."""
@@ -63,23 +63,6 @@ class _Use:
         own = np.where(written, 0, self.op.index)
         mine["layer"] = np.where(mine["layer"] < 0, -1, own)
         return mine
-
-
-def _site_space(accel: Accel, uses: tuple[_Use, ...]) -> SiteSpace:
-    """The sites of all uses together; each stands for one operation of a program."""
-    blocks = [replace(b, layer=u.number, name=u.name) for u in uses for b in u.placement.blocks]
-    placements = SimpleNamespace(
-        accel=accel,
-        program=SimpleNamespace(ops=uses),
-        # Numbered anew: a block's number is its random stream.
-        blocks=[replace(block, number=number) for number, block in enumerate(blocks)],
-        register_sites=[
-            replace(site, layer=use.number, layer_name=use.name)
-            for use in uses
-            for site in use.placement.register_sites
-        ],
-    )
-    return select(placements)
 
 
 @dataclass
@@ -288,7 +271,7 @@ class Layered(nn.Module):
 
     @cached_property
     def space(self) -> SiteSpace:
-        return _site_space(self.accel, self.uses)
+        return joined_space(self.accel, self.uses)
 
     def run(self, images: np.ndarray, rows, hw_batch: int | None) -> Tensor:
         """(n, *out_shape) float32 logits of (n, *shape) float32 images, n >= 1.

@@ -16,7 +16,7 @@ STDLIB = set(sys.stdlib_module_names)
 
 TORCH = {
     "exact", "quantise", "capture", "patterns", "program", "engine", "inject", "attach",
-    "attach_layers", "attach_program",
+    "attach_layers", "attach_program", "modes", "network", "operators",
 }  # fmt: skip
 """Modules of simulator/ that may import torch."""
 

@@ -218,6 +218,38 @@ def max_pool(a, kernel_hw, stride, padding, dilation, out):
                         first = False
 
 
+@kernel
+def quantise_flat(values, inverse_scale, lo, hi, out):
+    """Codes clamp(round_half_even(x * inverse_scale)) of (n,) float32; NaN gives 0."""
+    for i in range(values.size):
+        v = values[i] * inverse_scale
+        v = v if v == v else np.float32(0)
+        v = v if v > lo else lo
+        v = v if v < hi else hi
+        out[i] = np.int32(np.rint(v))
+
+
+@kernel
+def dequantise(acc, bias, scale, acc_bits, out, lowest, highest):
+    """Real values of accumulators: wrap(acc + bias) * scale.
+
+    acc    (r, o) float32, int32, int64 or float64 holding integers, without bias
+    bias   (o,) int64; scale (o,) float32
+    out    (r, o) float32, overwritten
+    lowest, highest  (o,) float32, overwritten: ends of each output's range
+    """
+    shift = 64 - acc_bits
+    lowest[:] = np.inf
+    highest[:] = -np.inf
+    for r in range(acc.shape[0]):
+        for o in range(acc.shape[1]):
+            value = ((np.int64(acc[r, o]) + bias[o]) << shift) >> shift
+            v = np.float32(value) * scale[o]
+            out[r, o] = v
+            lowest[o] = v if v < lowest[o] else lowest[o]
+            highest[o] = v if v > highest[o] else highest[o]
+
+
 @parallel_kernel
 def quantise_images(images, inverse_scale, lo, hi, out):
     """Codes of the network's input: clamp(round_half_even(x * inverse_scale)).

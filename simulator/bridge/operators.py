@@ -1,0 +1,246 @@
+"""Products on the simulated array as torch operators with straight-through gradients.
+
+Forward: activations are quantised per tensor, weights per output channel,
+symmetric; the array multiplies the codes, struck by the faults of the trial; the
+sums, multiplied by both scales, are the output. Backward: as if the quantised
+product had been computed in real numbers, rounding passed straight through
+(Y. Bengio, N. Leonard, A. Courville, arXiv 1308.3432). Activation codes are those
+that the array read, errors included; weights are the correct ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fsim.errors import MappingError
+
+from .session import find
+
+
+def activation_scale(x: Tensor, signed: bool, bits: int = 8) -> Tensor:
+    """() float32: real value of one code, so that the largest |x| is the largest code."""
+    top = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
+    largest = x.detach().abs().amax().float() if x.numel() else x.new_zeros(())
+    return torch.where(largest > 0, largest / top, torch.ones_like(largest))
+
+
+def weight_scale(weight: Tensor, bits: int = 8) -> Tensor:
+    """(o,) float32, by output channel."""
+    top = (1 << (bits - 1)) - 1
+    largest = weight.detach().reshape(len(weight), -1).abs().amax(1).float()
+    return torch.where(largest > 0, largest / top, torch.ones_like(largest))
+
+
+def quantised(weight: Tensor, scale: Tensor) -> Tensor:
+    """Weights as the array holds them, in real values."""
+    shape = (-1, *[1] * (weight.ndim - 1))
+    return (weight / scale.reshape(shape)).round() * scale.reshape(shape)
+
+
+def _product(x_held: Tensor, x_scale, weight: Tensor, bias, signed, session, site, trial, out):
+    """Fill `out` (float32, in the site's layout); the codes that were read."""
+    held = find(session)
+    source = held.sites[site].input
+    if source.signed != signed:
+        raise MappingError(f"site {site} must be {'un' * (not source.signed)}signed")
+    w_scale = weight_scale(weight, held.accel.operand_bits)
+    shape = (-1, *[1] * (weight.ndim - 1))
+    codes = (weight.detach().float() / w_scale.reshape(shape)).round().to(torch.int64)
+    units = np.zeros(len(weight), np.int64)
+    if bias is not None:
+        top = 2.0 ** (held.accel.acc_bits - 1)
+        real = bias.detach().double() / (x_scale.double() * w_scale.double())
+        units = real.round().clamp(-top, top - 1).to(torch.int64).numpy()
+    x = x_held.detach().numpy()
+    if not signed and x.size and x.min() < 0:
+        raise MappingError(
+            f"{held.sites[site].name} must read what is never negative, as on the calibration "
+            f"images, got {x.min()}; add images on which it is"
+        )
+    read = held.product(
+        site, trial, x, float(x_scale), codes.numpy(), w_scale.numpy(), units, out.numpy()
+    )
+    return torch.from_numpy(read)
+
+
+def _last(x: Tensor) -> Tensor:
+    """(n, c, h, w) as (n, h, w, c), contiguous float32 on the CPU."""
+    return x.detach().float().cpu().permute(0, 2, 3, 1).contiguous()
+
+
+def conv2d_forward(x, weight, bias, scale, stride, padding, dilation, groups, signed, session,
+                   site, trial):  # fmt: skip
+    """(output (n, o, oh, ow), codes (n, h, w, c)) of a convolution on the array."""
+    out = _conv_out(x, weight, stride, padding, dilation)
+    held = out.permute(0, 2, 3, 1)
+    made = held if held.device.type == "cpu" else torch.empty_like(held, device="cpu")
+    codes = _product(_last(x), scale, weight.cpu(), bias, signed, session, site, trial, made)
+    if made is not held:
+        held.copy_(made)
+    return out, codes.to(x.device)
+
+
+def _conv_out(x, weight, stride, padding, dilation) -> Tensor:
+    sizes = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i]
+        + 1
+        for i in (0, 1)
+    ]
+    return torch.empty(
+        (x.shape[0], weight.shape[0], *sizes),
+        dtype=torch.float32,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def conv2d_backward(gradient, codes, weight, scale, stride, padding, dilation, groups, needs):
+    """Gradients of x, weight and bias (None where not needed)."""
+    x = codes.permute(0, 3, 1, 2).to(torch.float32) * scale
+    held = quantised(weight.detach().float(), weight_scale(weight))
+    g_x, g_w, g_b = torch.ops.aten.convolution_backward(
+        gradient.float(), x, held, [len(weight)], stride, padding, dilation, False, [0, 0], groups,
+        list(needs),
+    )  # fmt: skip
+    return g_x, g_w, g_b
+
+
+@torch.library.custom_op("fsim::conv2d", mutates_args=())
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    signed: bool,
+    session: int,
+    site: int,
+    trial: int,
+) -> tuple[Tensor, Tensor]:
+    """Convolution on the array: (output (n, o, oh, ow) float32, codes that it read).
+
+    x, weight, bias  as of torch's conv2d; scale () float32 of x's codes
+    signed           whether x's codes are
+    session, site    `Session.handle` and the number of the product in it
+    trial            which draw of the fault model; below 0 none
+    """
+    return conv2d_forward(x, weight, bias, scale, stride, padding, dilation, groups, signed,
+                          session, site, trial)  # fmt: skip
+
+
+@conv2d.register_fake
+def _(x, weight, bias, scale, stride, padding, dilation, groups, signed, session, site, trial):
+    kind = torch.int8 if signed else torch.uint8
+    codes = x.new_empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=kind)
+    return _conv_out(x, weight, stride, padding, dilation), codes
+
+
+def _conv_context(ctx, inputs, output):
+    x, weight, bias, scale, stride, padding, dilation, groups, *_ = inputs
+    ctx.save_for_backward(output[1], weight, scale)
+    ctx.mark_non_differentiable(output[1])
+    ctx.geometry = stride, padding, dilation, groups
+    ctx.has_bias, ctx.kinds = bias is not None, (x.dtype, weight.dtype)
+
+
+def _conv_gradients(ctx, gradient, _=None):
+    codes, weight, scale = ctx.saved_tensors
+    needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1],
+             ctx.has_bias and ctx.needs_input_grad[2])  # fmt: skip
+    g_x, g_w, g_b = conv2d_backward(gradient, codes, weight, scale, *ctx.geometry, needs)
+    g_x = g_x.to(ctx.kinds[0]) if needs[0] else None
+    g_w = g_w.to(ctx.kinds[1]) if needs[1] else None
+    return g_x, g_w, g_b if needs[2] else None, *[None] * 9
+
+
+conv2d.register_autograd(_conv_gradients, setup_context=_conv_context)
+
+
+class ArrayConv2d(torch.autograd.Function):
+    """`fsim::conv2d` as a Function, to subclass: override `backward` for other gradients."""
+
+    @staticmethod
+    def forward(*inputs):
+        return conv2d_forward(*inputs)
+
+    setup_context = staticmethod(_conv_context)
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        return _conv_gradients(ctx, gradient)
+
+
+def linear_forward(x, weight, bias, scale, signed, session, site, trial):
+    """(output (..., o), codes of x) of a linear layer on the array."""
+    out = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
+    held = x.detach().float().cpu().contiguous()
+    codes = _product(held, scale, weight.cpu(), bias, signed, session, site, trial, out)
+    return out.to(x.device), codes.to(x.device)
+
+
+@torch.library.custom_op("fsim::linear", mutates_args=())
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    signed: bool,
+    session: int,
+    site: int,
+    trial: int,
+) -> tuple[Tensor, Tensor]:
+    """Linear layer on the array, as `conv2d`; x (n, ..., f)."""
+    return linear_forward(x, weight, bias, scale, signed, session, site, trial)
+
+
+@linear.register_fake
+def _(x, weight, bias, scale, signed, session, site, trial):
+    out = x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
+    return out, x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
+
+
+def _linear_context(ctx, inputs, output):
+    x, weight, bias, scale, *_ = inputs
+    ctx.save_for_backward(output[1], weight, scale)
+    ctx.mark_non_differentiable(output[1])
+    ctx.has_bias, ctx.kinds = bias is not None, (x.dtype, weight.dtype)
+
+
+def _linear_gradients(ctx, gradient, _=None):
+    codes, weight, scale = ctx.saved_tensors
+    gradient = gradient.float()
+    held = quantised(weight.detach().float(), weight_scale(weight))
+    x = codes.to(torch.float32) * scale
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    g_x = (gradient @ held).to(ctx.kinds[0]) if ctx.needs_input_grad[0] else None
+    g_w = (flat.T @ x.reshape(-1, x.shape[-1])).to(ctx.kinds[1])
+    g_b = flat.sum(0) if ctx.has_bias else None
+    return g_x, g_w if ctx.needs_input_grad[1] else None, g_b, *[None] * 5
+
+
+linear.register_autograd(_linear_gradients, setup_context=_linear_context)
+
+
+class ArrayLinear(torch.autograd.Function):
+    """`fsim::linear` as a Function, to subclass."""
+
+    @staticmethod
+    def forward(*inputs):
+        return linear_forward(*inputs)
+
+    setup_context = staticmethod(_linear_context)
+
+    @staticmethod
+    def backward(ctx, gradient, _):
+        return _linear_gradients(ctx, gradient)
+
+
+for _operator in ("fsim::conv2d", "fsim::linear"):
+    for _device in ("cpu", "cuda"):
+        # Codes are made from float32, whatever autocast asks of torch's own products.
+        torch.library.register_autocast(_operator, _device, torch.float32)
