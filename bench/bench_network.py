@@ -81,7 +81,7 @@ def faulty(model, integer, images) -> None:
     placement = Placement(integer, load_accel("systolic"))
     space, draws = select(placement), Draws(0)
     errors = BitErrors(acts=RATE, weights=RATE, psums=RATE)
-    golden = golden_run(integer, images, np.zeros(BATCH, np.int64))
+    golden = golden_run(placement, images, np.zeros(BATCH, np.int64))
     everything = np.arange(BATCH)
     rows = errors.rows(space, 0, everything, draws)
     plain = torch.from_numpy(images)

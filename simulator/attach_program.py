@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from fsim.accel_models.accel import Accel
 
 from . import program as P
+from .batch import Batch
 from .capture import Graph
-from .engine import Batch, FaultHooks
+from .engine import FaultHooks, clean_hooks
 from .inject import slots_of
 from .quantise import quantise
 from .sites import Placement, SiteSpace, select
@@ -85,7 +86,7 @@ def run(placement: Placement, images: np.ndarray, rows, hw_batch: int | None) ->
     rows      FAULT rows, their images numbered as here; None: no faults
     hw_batch  images that one row of weights strikes, from its own on
     """
-    hooks = None
+    hooks = clean_hooks(placement)
     if rows is not None and len(rows):
         weights = placement.accel.component_index("weights")
         hooks = FaultHooks(placement, Batch(*slots_of(rows, 0, len(images), weights, hw_batch)))

@@ -23,7 +23,7 @@ from fsim.errors import FaultError
 from fsim.types import LEVEL, fault_table
 
 from . import lower, updates
-from .batch import Batch
+from .batch import Batch, no_faults
 from .gemm import clean, overflow_free
 from .kernels import memory
 from .ops import ArrayOp, MatMul, Op
@@ -121,7 +121,7 @@ class FaultHooks:
 
     def _walked(self, op: ArrayOp, count: int) -> np.ndarray:
         """(images,) bool: whose products are recomputed sum by sum."""
-        if not self._plain(op):
+        if not self.plain(op):
             return np.ones(count, bool)
         find = self.batch.of
         slow = [find(op.index, 0, self.acts - 1)]
@@ -138,7 +138,7 @@ class FaultHooks:
         walked[slots[slots >= 0]] = True
         return walked
 
-    def _plain(self, op: ArrayOp) -> bool:
+    def plain(self, op: ArrayOp) -> bool:
         """Whether the machine's arithmetic is plain integer arithmetic for any codes."""
         accel = self.placement.accel
         if accel.overflow == "wrap":
@@ -304,6 +304,16 @@ class FaultHooks:
             target[here] = ((target[here] & row["and_mask"]) | row["or_mask"]) ^ row["xor_mask"]
         parts = [(slice(None), slice(*key), wrong, b) for key, wrong in variants.items()]
         return a, parts, direct
+
+
+def clean_hooks(placement: Placement) -> FaultHooks | None:
+    """Hooks of a run without faults; None where plain arithmetic is the machine's.
+
+    Adders that saturate make other sums than integers do, if they are reached.
+    """
+    hooks = FaultHooks(placement, no_faults())
+    plain = all(hooks.plain(op) for op in placement.program.array_ops)
+    return None if plain else hooks
 
 
 def _mask(codes: np.ndarray, k: np.ndarray, n: np.ndarray, rows: np.ndarray) -> None:

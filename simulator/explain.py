@@ -8,7 +8,7 @@ from fsim.types import EFFECTS, FOREVER
 
 from . import program as P
 from .batch import Batch
-from .engine import FaultHooks
+from .engine import FaultHooks, clean_hooks
 from .sites import Placement
 from .statistics import OUTCOME_NAMES, classify, top1
 
@@ -35,7 +35,7 @@ def explain_rows(placement: Placement, image: np.ndarray, rows: np.ndarray) -> d
     program, accel = placement.program, placement.accel
     keep = range(len(program.ops))
     images = image[None]
-    clean = P.run(program, images, keep=keep)
+    clean = P.run(program, images, keep=keep, hooks=clean_hooks(placement))
     rows = rows.copy()
     watch = _Watch(placement, Batch(rows, np.zeros(len(rows), np.int64)))
     faulty = P.run(program, images, keep=keep, hooks=watch)

@@ -15,8 +15,7 @@ import numpy as np
 from . import program as P
 from .batch import Batch
 from .draws import Draws
-from .engine import FaultHooks
-from .ops import Program
+from .engine import FaultHooks, clean_hooks
 from .sites import Placement, SiteSpace
 from .statistics import classify, top1
 
@@ -44,9 +43,9 @@ class Golden:
         return float(np.mean(self.top1 == self.labels))
 
 
-def golden_run(program: Program, images: np.ndarray, labels: np.ndarray) -> Golden:
+def golden_run(placement: Placement, images: np.ndarray, labels: np.ndarray) -> Golden:
     """Run the network without faults."""
-    result = P.run(program, images)
+    result = P.run(placement.program, images, hooks=clean_hooks(placement))
     return Golden(images, np.asarray(labels), result.acc, top1(result.logits))
 
 

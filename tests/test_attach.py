@@ -122,7 +122,7 @@ def test_clean_accuracy_is_that_of_float(digits, attached):
 )
 def test_a_faulty_call_is_the_trial_that_run_rows_gives(digits, attached, reference, model):
     images, labels = digits[2][:12], digits[3][:12]
-    golden: Golden = golden_run(reference.program, images, labels)
+    golden: Golden = golden_run(reference, images, labels)
     attached.trial = 4
     with attached.faults(model):
         out = attached(torch.from_numpy(images)).numpy()

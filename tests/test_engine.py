@@ -18,6 +18,7 @@ from fsim.simulator import program as P
 from fsim.simulator.batch import Batch, no_faults
 from fsim.simulator.capture import capture
 from fsim.simulator.engine import FaultHooks
+from fsim.simulator.inject import golden_run
 from fsim.simulator.quantise import quantise
 from fsim.simulator.sites import Placement
 from fsim.types import FAULT, FOREVER, STATE, Fault, fault_table
@@ -252,6 +253,20 @@ def test_sums_at_the_ends_of_narrow_accumulators(flow, overflow):
         struck = rows["component"] == placement.accel.component_index("psums")
         rows["xor_mask"][struck] = masks("flip", 1 << 16, 18, True)[2]
         compare(placement, machine_of(placement), codes, rows, slot)
+
+
+@pytest.mark.parametrize("flow", ["ws", "os", "is"])
+def test_the_golden_run_saturates_where_adders_do(flow):
+    program, _ = network(acc_bits=16)
+    layer = program.array_ops[1]
+    largest = np.sign(layer.weight) * 127
+    program = P.with_weights(program, {layer.index: largest})
+    placement = place(program, flow=flow, acc_bits=16, overflow="saturate")
+    images = np.random.default_rng(5).uniform(0, 4, (2, *program.input.shape)).astype(np.float32)
+    codes = P.run(program, images, keep=[0]).kept[0]
+    want, _ = oracle(placement, machine_of(placement), codes, np.zeros(0, FAULT), [])
+    np.testing.assert_array_equal(golden_run(placement, images, np.zeros(2, int)).acc, want)
+    assert (P.run(program, images).acc != want).any()
 
 
 # --- registers --------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Session:
 
     def golden(self) -> Golden:
         """The fault-free run."""
-        return golden_run(self.program, self.images, self.labels)
+        return golden_run(self.placement, self.images, self.labels)
 
 
 def codes_sha256(program: Program) -> str:

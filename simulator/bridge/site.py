@@ -11,7 +11,7 @@ from fsim.accel_models.accel import Accel
 
 from .. import ops
 from ..batch import Batch
-from ..engine import FaultHooks
+from ..engine import FaultHooks, clean_hooks
 from ..kernels import requantise
 from ..sites import Placement
 
@@ -71,7 +71,7 @@ def run(placement: Placement, codes: np.ndarray, scale: np.ndarray, batch: Batch
     """
     source, op = placement.program.ops
     ready = placement.program.ready(op)
-    hooks = None if batch is None else FaultHooks(placement, batch)
+    hooks = clean_hooks(placement) if batch is None else FaultHooks(placement, batch)
     seen = codes
     if hooks is not None:
         hooks.stored(source, codes)
