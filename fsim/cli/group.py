@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sites": ("fsim.cli.sites:sites", "Where faults can strike: words, bits, cycles."),
     "accel": ("fsim.cli.accel:accel", "List, show and check accelerator descriptions."),
     "gemm": ("fsim.cli.gemm:gemm", "One matrix product on the array, with explicit faults."),
+    "nas": ("fsim.cli.nas:nas", "Networks of the paper, genotypes, architecture search."),
     "verify": ("fsim.cli.verify:verify", "Check this installation against RTL vectors."),
     "data": ("fsim.cli.data:data", "List the data sets by name, and download them."),
     "doctor": ("fsim.cli.doctor:doctor", "Versions, CPU, threads and chosen exact paths."),

@@ -211,7 +211,8 @@ def _step(where: str, inputs, filler: Edge, problems: list[str]) -> Step:
 # --- writing -----------------------------------------------------------------------------
 
 
-def _tree(architecture: Architecture) -> dict:
+def as_tree(architecture: Architecture) -> dict:
+    """What a genotype file says of the architecture, as tables, lists, texts and numbers."""
     space = dataclasses.asdict(architecture.space)
     names = [name for name, known in SPACES.items() if known.primitives == space["primitives"]]
     space["primitives"] = names[0] if names else list(space["primitives"])
@@ -226,12 +227,12 @@ def _tree(architecture: Architecture) -> dict:
 
 
 def _to_json(architecture: Architecture) -> str:
-    return json.dumps(_tree(architecture), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(as_tree(architecture), indent=2, ensure_ascii=False) + "\n"
 
 
 def _to_toml(architecture: Architecture) -> str:
     lines = []
-    for key, value in _tree(architecture).items():
+    for key, value in as_tree(architecture).items():
         if isinstance(value, dict):
             lines += ["", f"[{key}]"]
             if key == CELL_NAMES["N"]:
