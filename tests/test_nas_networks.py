@@ -14,6 +14,7 @@ from fsim.nas.networks.fault_points import fault_points, macs_per_value
 from fsim.nas.networks.registry import NETWORKS, build_network
 from fsim.nas.resnet import ResNet20
 from fsim.nas.space.files import PACKAGED
+from tests.test_imports import HELP, loaded_by
 
 PAPER = {
     "resnet18": ("1110.8", "11.164", "11.174"),
@@ -167,6 +168,11 @@ def test_show_prints_the_cells(fsim):
     assert "N N R N N R N N" in out and "2003.10375" in out
     tree = json.loads(fsim("nas", "show", "w-ftt-net", "--json").stdout)
     assert tree["reduce"]["5"] == ["dil_conv_3x3 from 4", "skip_connect from 2"]
+
+
+def test_show_loads_neither_torch_nor_numba():
+    loaded = loaded_by(HELP.format(arguments=["nas", "show", "w-ftt-net"]))
+    assert "click" in loaded and not loaded & {"torch", "numba", "matplotlib"}
 
 
 def test_show_reads_what_it_printed_as_json(fsim, tmp_path):

@@ -141,6 +141,42 @@ def test_a_primitive_has_its_fault_points_and_its_shape(name, stride, norm):
         torch.testing.assert_close(fx.symbolic_trace(module)(x), out, rtol=0, atol=0)
 
 
+SQUARE, LATTICE = range(-1, 2), range(-2, 3, 2)
+REACH = {
+    "relu_conv_bn_3x3": SQUARE,
+    "relu_conv_bn_5x5": range(-2, 3),
+    "conv_1x1": range(1),
+    "dil_conv_3x3": LATTICE,  # dilation 2: every second row and column
+    "dil_conv_5x5": range(-4, 5, 2),
+    "sep_conv_3x3": range(-2, 3),  # twice 3x3
+    "sep_conv_5x5": range(-4, 5),  # twice 5x5
+    "max_pool_3x3": SQUARE,
+    "avg_pool_3x3": SQUARE,
+    "skip_connect": range(1),
+}
+"""Rows (and columns) around a pixel whose output it reaches."""
+
+
+@pytest.mark.parametrize("name", REACH)
+def test_one_pixel_reaches_what_the_kernel_says(name):
+    module = primitive(name, 3, 1, FINAL).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(1.0)
+        dark, dot = torch.zeros(2, 1, 3, 13, 13)
+        dot[0, 1, 6, 6] = 1.0
+        reached = (module(dot) != module(dark))[0].any(0).nonzero() - 6
+    assert reached.tolist() == [[row, column] for row in REACH[name] for column in REACH[name]]
+
+
+@pytest.mark.parametrize("name", [n for n in ADSAF_PRIMITIVES if "conv" in n])
+def test_convolutions_read_through_a_relu_except_conv_1x1(name):
+    module = primitive(name, 3, 1, FINAL).eval()
+    x = images(4)
+    blind = torch.equal(module(-x.abs()), module(torch.zeros_like(x)))
+    assert blind == (name != "conv_1x1")
+
+
 def test_fault_points_lie_behind_the_normalisation_that_follows():
     module = primitive("sep_conv_3x3", 4, 1, FINAL)
     points = fault_points(module)
