@@ -84,10 +84,24 @@ def test_faults_come_at_the_rate_p(macs, p_m):
     assert_rate(int(hits.count_nonzero()), n, p, **mutant)
 
 
-def test_faults_of_neighbours_and_of_images_are_independent():
-    hits = MiBB(p_m=0.2).draw((2, 100_000), generator=generator("pairs"), macs=1) != 0
+@pytest.mark.parametrize("p", [0.1, 0.2])  # drawn as gaps and as a word an element
+def test_faults_of_neighbours_and_of_images_are_independent(p):
+    hits = MiBB(p_m=p).draw((2, 300_000), generator=generator(f"pairs{p}"), macs=1) != 0
     for pair in (hits[:, ::2] & hits[:, 1::2], (hits[0] & hits[1])):
-        assert_rate(int(pair.sum()), pair.numel(), 0.04, mutant=0.05, named="faults in clusters")
+        assert_rate(int(pair.sum()), pair.numel(), p * p, mutant=1.25 * p * p, named="clusters")
+
+
+@pytest.mark.parametrize("where", [0, 2])
+def test_the_first_and_the_last_element_are_hit_as_often_as_any(where):
+    source, model = generator(f"ends{where}"), MiBB(p_m=0.1)
+    hits = sum(int(model.draw((3,), generator=source, macs=1)[where] != 0) for _ in range(3000))
+    assert_rate(hits, 3000, 0.1, mutant=0.19, named="twice as often")
+
+
+@pytest.mark.parametrize("rate", [1e-300, 1e-19, 4e-19, 1e-18])
+def test_rates_at_the_end_of_the_resolution_are_drawn_too(rate):
+    for model in (MiBB(p_m=rate), IBB(r=rate), IBF(r=rate)):
+        assert not model.draw((1000,), generator=generator("tiny"), macs=1).any()
 
 
 def test_the_bias_is_one_of_sixteen_values_all_equally_likely():
@@ -174,9 +188,10 @@ def test_ibf_flips_every_bit_at_its_rate():
         assert_rate(int((masks >> bit & 1).sum()), n, r)
 
 
-def test_ibf_bits_are_independent():
-    r, bits = 0.3, 4
-    masks = IBF(r=r, bits=bits).draw((200_000,), generator=generator("ibf4"))
+@pytest.mark.parametrize(("r", "n"), [(0.3, 200_000), (0.03, 30_000_000)])
+def test_ibf_bits_are_independent(r, n):
+    bits = 4
+    masks = IBF(r=r, bits=bits).draw((n,), generator=generator(f"ibf{r}"))
     chances = [
         np.prod([r if flip else 1 - r for flip in reversed(flips)])
         for flips in itertools.product((0, 1), repeat=bits)
@@ -193,10 +208,10 @@ def sums(bits: int, r: float) -> dict[int, float]:
     return law
 
 
-@pytest.mark.parametrize(("bits", "r"), [(3, 0.3), (2, 1.0)])
+@pytest.mark.parametrize(("bits", "r"), [(3, 0.3), (2, 1.0), (2, 0.05)])
 def test_ibb_adds_each_power_of_two_independently(bits, r):
     law = {value: p for value, p in sums(bits, r).items() if p}
-    drawn = IBB(r=r, bits=bits).draw((200_000,), generator=generator(f"ibb{bits}"))
+    drawn = IBB(r=r, bits=bits).draw((200_000,), generator=generator(f"ibb{r}"))
     counts = Counter(drawn.tolist())
     assert set(counts) == set(law)
     assert_uniform([counts[v] for v in law], probabilities=list(law.values()))

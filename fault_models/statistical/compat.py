@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .draws import below, threshold, words
+from .draws import at_random, below
 from .features import reciprocal
 from .model import FaultModel
 from .parameters import probability
@@ -65,9 +65,12 @@ class AwnasBitFlip(FaultModel):
 
     def draw(self, shape, *, generator, macs=None):
         """int32 of `shape`: mask of the bit that flips, 0 where there is no fault."""
-        word = words(shape, generator)
-        mask = torch.bitwise_left_shift(1, below(word, self.bits))
-        return mask.masked_fill_(word >= threshold(reciprocal(self.p)), 0)
+        return at_random(
+            shape,
+            reciprocal(self.p),
+            generator,
+            lambda count: torch.bitwise_left_shift(1, below(self.bits, (count,), generator)),
+        )
 
     def corrupt(self, encoded, faults):
         flipped = (2 * encoded.codes).to(torch.int32) ^ faults

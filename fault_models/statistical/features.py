@@ -14,7 +14,7 @@ import torch
 
 from fsim.errors import ConfigError
 
-from .draws import LEAST, below, bit_masks, low_bits, threshold, words
+from .draws import LEAST, at_random, below, bit_masks
 from .model import FaultModel
 from .parameters import choice, probability, whole
 
@@ -88,15 +88,17 @@ class MiBB(FaultModel):
 
     def draw(self, shape, *, generator, macs=None):
         """int32 of `shape`: the bias in steps, 0 where there is no fault."""
-        limit = threshold(self.p(macs))
-        word = words(shape, generator)
-        healthy = word >= limit
+        return at_random(
+            shape, self.p(macs), generator, lambda count: self._biases(count, generator)
+        )
+
+    def _biases(self, count: int, generator: torch.Generator) -> torch.Tensor:
         if self.bias == "largest":
-            return (~healthy).to(torch.int32) << (self.bits - 1)
-        index = below(word, 2 * self.bits)
-        bias = torch.bitwise_left_shift(1, index >> 1)
-        bias *= 1 - 2 * (index & 1)
-        return bias.masked_fill_(healthy, 0)
+            most = 1 << (self.bits - 1)
+            return torch.full((count,), most, dtype=torch.int32, device=generator.device)
+        index = below(2 * self.bits, (count,), generator)
+        sign = 1 - 2 * (index & 1)
+        return torch.bitwise_left_shift(1, index >> 1).mul_(sign)
 
     def corrupt(self, encoded, faults):
         total = encoded.codes + faults
@@ -145,10 +147,12 @@ class IBB(FaultModel):
         rate = self.r
         if self.per_mac:
             rate = probability_of_output(rate, _checked_macs(self.name, macs))
-        word = words(shape, generator)
-        hit = bit_masks(word, self.bits, rate)
-        plus = low_bits(word, self.bits) & hit
-        return 2 * plus - hit  # the positive powers less the negative ones
+
+        def signed_sum(hit: torch.Tensor) -> torch.Tensor:
+            plus = below(1 << self.bits, hit.shape, generator).bitwise_and_(hit)
+            return 2 * plus - hit  # the positive powers less the negative ones
+
+        return bit_masks(shape, self.bits, rate, generator, signed_sum)
 
     def corrupt(self, encoded, faults):
         total = encoded.codes + faults
@@ -177,7 +181,7 @@ class IBF(FaultModel):
 
     def draw(self, shape, *, generator, macs=None):
         """int32 of `shape`: masks of the bits that flip."""
-        return bit_masks(words(shape, generator), self.bits, self.r)
+        return bit_masks(shape, self.bits, self.r, generator)
 
     def corrupt(self, encoded, faults):
         codes = sign_extended(encoded.codes.to(torch.int32) ^ faults, self.bits)

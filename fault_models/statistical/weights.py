@@ -16,7 +16,7 @@ import torch
 
 from fsim.errors import ConfigError
 
-from .draws import LEAST, WORD_BITS, bit_masks, threshold, words
+from .draws import LEAST, bit_masks, threshold, uniform, words
 from .features import sign_extended
 from .model import FaultModel
 from .parameters import at_least, between, choice, probability
@@ -140,8 +140,8 @@ class AdSAFBits(FaultModel):
         differential = self.cells == "differential"
         bits = self.bits - differential
         size = (1 + differential, *shape)
-        stuck = bit_masks(words(size, generator), bits, self.p)
-        ones = bit_masks(words(size, generator), bits, self.sa1_share)
+        stuck = bit_masks(size, bits, self.p, generator)
+        ones = bit_masks(size, bits, self.sa1_share, generator)
         return torch.stack((stuck, stuck & ones), 1)
 
     def corrupt(self, encoded, faults):
@@ -157,12 +157,6 @@ class AdSAFBits(FaultModel):
             passes = (codes == written) & (self.gradient == "unchanged")
         # Codes of a tensor with nan are nan; as integers they would look sound.
         return codes + encoded.codes * 0, passes
-
-
-def _uniform(shape, generator: torch.Generator) -> torch.Tensor:
-    """float64 uniform on (0, 1), never 0 or 1, on the generator's device."""
-    # (k + 1/2) / 2^52 is exact and lies strictly between 0 and 1.
-    return ((words(shape, generator) >> (WORD_BITS - 52)).double() + 0.5) * 2.0**-52
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +194,7 @@ class LogNormalVariation(_Variation):
 
     def draw(self, shape, *, generator, macs=None):
         """float32 of `shape`: the factors."""
-        normal = torch.special.ndtri(_uniform(shape, generator))
+        normal = torch.special.ndtri(uniform(shape, generator))
         return normal.mul_(self.sigma).exp_().float()
 
 
@@ -226,7 +220,7 @@ class ReciprocalNormalVariation(_Variation):
 
     def draw(self, shape, *, generator, macs=None):
         """float32 of `shape`: the factors, at most 1 / least_resistance."""
-        u = _uniform(shape, generator)
+        u = uniform(shape, generator)
         if self.sigma == 0.0:
             return torch.ones_like(u, dtype=torch.float32)
         cut = 0.5 * math.erfc((1.0 - self.least_resistance) / (self.sigma * math.sqrt(2.0)))
