@@ -1,0 +1,103 @@
+"""What is trained on what: a network by name and the images of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fsim.errors import ConfigError
+from fsim.nas.checkpoint import digest, fit, read_weights
+from fsim.nas.data import load_data
+from fsim.nas.networks.registry import NETWORKS, build_network
+from fsim.nas.preprocessing import Preprocessing
+from fsim.nas.zoo import ZOO, load_model
+from fsim.parse import nearest
+
+_CIFAR = Preprocessing(1 / 255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+"""Mean and standard deviation of the CIFAR-10 training images, by channel."""
+
+AUGMENTATION = {"digits": (1, False), "cifar10": (4, True), "fashion-mnist": (2, True)}
+"""Data set -> (pixels of shift, mirrored or not), as they are usually trained."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A network with its data.
+
+    train, test  ((n, c, h, w) float32 network input, (n,) int64 labels)
+    identity     JSON-ready: what it was made from
+    """
+
+    model: nn.Module
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    shift: int
+    flip: bool
+    identity: dict
+
+
+def load_setting(model, *, width, weights, data, data_dir, images, test_images, seed) -> Setting:
+    """Network and images by the names that `fsim train` takes.
+
+    New weights are drawn from `seed`. Raises ConfigError for unknown names and for
+    data that does not fit the network.
+    """
+    if width != 1.0 and model not in NETWORKS:
+        raise ConfigError(f"--width belongs to {', '.join(NETWORKS)}, got --model {model}")
+    if model not in ZOO and model not in NETWORKS and ":" not in model:
+        known = (*ZOO, *NETWORKS)
+        raise ConfigError(
+            f"model must be one of {', '.join(known)} or module:factory, got {model!r}"
+            + nearest(model, known)
+        )
+    if data is None:
+        data = ZOO[model].default_data if model in ZOO else "cifar10" if model in NETWORKS else None
+    if data is None:
+        raise ConfigError(f"--data must be given: {model} does not say which data it takes")
+    parts = [
+        load_data(data, "train", data_dir, images),
+        load_data(data, "test", data_dir, test_images),
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network, preprocessing = _network(model, width, parts[0], weights)
+    if weights is not None:
+        fit(network, read_weights(weights), str(weights))
+    inputs = [preprocessing(part.images) for part in parts]
+    labels = [torch.from_numpy(part.labels) for part in parts]
+    try:
+        with torch.no_grad():
+            logits = network.eval()(inputs[0][:2])
+    except (RuntimeError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise ConfigError(
+            f"the images must fit the network, got {tuple(inputs[0].shape[1:])}: {line} ({model})"
+        ) from error
+    if logits.ndim != 2 or logits.shape[1] < parts[0].num_classes:
+        raise ConfigError(
+            f"{model} must give a logit for each of {parts[0].num_classes} classes, got "
+            f"{tuple(logits.shape[1:])}"
+        )
+    shift, flip = AUGMENTATION.get(data, (0, False))
+    identity = {
+        "model": model, "width": width, "start": digest(network), "data": [p.sha256 for p in parts],
+    }  # fmt: skip
+    pairs = list(zip(inputs, labels))
+    return Setting(network, *pairs, shift, flip, identity)
+
+
+def _network(name: str, width: float, part, weights):
+    """(network with new weights, its preprocessing)."""
+    _, channels, height, _ = part.images.shape
+    if name in ZOO:
+        return ZOO[name].build(), ZOO[name].preprocessing
+    if name in NETWORKS:
+        built = build_network(
+            name, num_classes=part.num_classes, in_channels=channels, image_size=height,
+            width=width,
+        )  # fmt: skip
+        return built, _CIFAR if channels == 3 else Preprocessing(1 / 255)
+    loaded = load_model(name)
+    return loaded.model, loaded.preprocessing
