@@ -163,6 +163,12 @@ def test_configurations_come_back_complete(config, tmp_path):
     assert pickle.loads(pickle.dumps(model)) == model == copy.deepcopy(model)
 
 
+def test_a_generator_on_another_device_is_refused():
+    x = torch.empty(3, device="meta")
+    with pytest.raises(ConfigError, match="must be on the device of the tensor, meta, got"):
+        AdSAF(p=0.1)(x, generator=torch.Generator())
+
+
 def test_a_file_can_hold_several_models(tmp_path):
     path = tmp_path / "fault.toml"
     path.write_text('[[models]]\nmodel = "mibb"\np_m = 1e-4\n[[models]]\nmodel="adsaf"\np = 0.08\n')
@@ -256,6 +262,7 @@ def test_the_later_commit_has_all_biases_and_the_end_of_the_grid():
 
 def test_the_bit_variant_ignores_the_rate_and_stops_the_gradient():
     model = model_from_config({"compat": "adsaf-awnas-bit"})
+    assert (model.p, model.sa1_share) == (0.1, 0.16)
     faults = model.draw((200_000,), generator=generator("bit"))
     stuck, ones = faults[:, 0].numpy(), faults[:, 1].numpy()
     # 47.8 % of the arrays have no fault: (1 - 0.1)^7

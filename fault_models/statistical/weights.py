@@ -16,7 +16,7 @@ import torch
 
 from fsim.errors import ConfigError
 
-from .draws import LEAST, bit_masks, threshold, uniform, words
+from .draws import LEAST, at_random, bit_masks, threshold, uniform, words
 from .features import sign_extended
 from .model import FaultModel
 from .parameters import at_least, between, choice, probability
@@ -76,24 +76,24 @@ class AdSAF(FaultModel):
     def draw(self, shape, *, generator, macs=None):
         """(2, *shape) int8: state of the positive and of the negative cell of each weight."""
         sa0, sa1 = self.rates
-        word = words((2, *shape), generator)
-        state = (word < threshold(sa0 + sa1)).to(torch.int8)
-        return state.add_(word < threshold(sa1))
+        share = threshold(sa1 / (sa0 + sa1)) if sa0 + sa1 else 0
+
+        def states(count: int) -> torch.Tensor:
+            return (words((count,), generator) < share).to(torch.int32).add_(STUCK_AT_0)
+
+        return at_random((2, *shape), sa0 + sa1, generator, states).to(torch.int8)
 
     def corrupt(self, encoded, faults):
         w = encoded.codes
         most = w.abs().amax() if w.numel() else encoded.step
-        plus, minus = faults[0], faults[1]
-        positive = torch.where(plus == STUCK_AT_1, most, w.clamp_min(0))
-        positive = positive.masked_fill_(plus == STUCK_AT_0, 0)
-        negative = torch.where(minus == STUCK_AT_1, most, (-w).clamp_min(0))
-        negative = negative.masked_fill_(minus == STUCK_AT_0, 0)
-        codes = positive - negative
-        both = (plus == STUCK_AT_1) & (minus == STUCK_AT_1)
+        stuck, at_1 = faults != HEALTHY, faults == STUCK_AT_1
+        held = torch.stack((w.clamp_min(0), (-w).clamp_min(0)))
+        struck = (at_1 | (stuck & (held > 0))).any(0)
+        read = held.masked_fill_(stuck, 0)
+        # both at 1: +m - m
+        codes = read[0] - read[1] + most * (at_1[0].to(w.dtype) - at_1[1].to(w.dtype))
         if self.mode == "awnas":
-            codes = torch.where(both & (w < 0), w, codes)
-        struck = (plus == STUCK_AT_1) | (minus == STUCK_AT_1)
-        struck |= ((plus == STUCK_AT_0) & (w > 0)) | ((minus == STUCK_AT_0) & (w < 0))
+            codes = torch.where(at_1[0] & at_1[1] & (w < 0), w, codes)
         return codes, ~struck
 
 
