@@ -93,6 +93,13 @@ def quantise(
     own = read_params(params or {}, _tensors(graph, owners), _weights(graph))
     seen = _calibrate(graph, images)
     codes: list[_Code] = []
+    zero = {
+        i
+        for i, node in enumerate(graph.nodes)
+        if owners[i] == i
+        and seen[i].largest == seen[i].smallest == 0
+        and node.name not in own.tensors
+    }
     for i, node in enumerate(graph.nodes):
         if owners[i] != i:
             codes.append(
@@ -112,11 +119,20 @@ def quantise(
             continue
         if node.kind == "concat":
             parts = [codes[j] for j in node.inputs]
+            # What is zero on every calibration image says nothing about the scale.
+            told = [codes[j] for j in node.inputs if owners[j] not in zero] or parts
             codes.append(
-                _Code(max(c.scale for c in parts), any(c.signed for c in parts), accel_bits)
+                _Code(max(c.scale for c in told), any(c.signed for c in parts), accel_bits)
             )
-            continue
-        codes.append(_Code(_clip(seen[i], accel_bits, signed, scales), signed, accel_bits))
+        else:
+            codes.append(_Code(_clip(seen[i], accel_bits, signed, scales), signed, accel_bits))
+        if node.kind in ("concat", "add"):
+            # It takes that of what it goes into: a far coarser one would cost the other
+            # operand its precision, because both share a shift.
+            for j in zero.intersection(owners[k] for k in node.inputs):
+                for k in range(i):
+                    if owners[k] == j:
+                        codes[k] = _Code(codes[i].scale, codes[k].signed, codes[k].bits)
     for node, code in zip(graph.nodes, codes):
         if not 1e-30 <= code.scale <= 1e30:
             raise ConfigError(

@@ -309,3 +309,28 @@ def test_int8_keeps_the_accuracy_on_all_cifar10_test_images(name, float_right, i
     right = int((P.run(program, images).logits.argmax(1) == test.labels).sum())
     assert right >= float_right - within
     assert abs(right - int_right) <= 5
+
+
+@pytest.mark.parametrize("join", ["cat", "add"])
+def test_what_is_always_zero_takes_no_precision_from_its_neighbour(join):
+    class Zero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.used, self.zero = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 1, bias=False)
+            nn.init.zeros_(self.zero.weight)
+            with torch.no_grad():  # far below the scale 1 that zeros had
+                self.used.weight *= 1e-2
+                self.used.bias *= 1e-2
+            self.fc = nn.Linear((8 if join == "cat" else 4) * 36, 3)
+
+        def forward(self, x):
+            used, zero = self.used(x), self.zero(x)
+            y = torch.cat([used, zero], 1) if join == "cat" else used + zero
+            return self.fc(y.flatten(1))
+
+    net, images = Zero().eval(), torch.randn(64, 2, 6, 6).numpy()
+    program = quantise(capture(net, images), images)
+    want = net(torch.from_numpy(images)).detach().numpy()
+    off = np.abs(P.run(program, images).logits - want).max()
+    assert off < 0.1 * np.abs(want - want.mean(0)).max()
