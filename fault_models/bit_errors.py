@@ -32,6 +32,11 @@ class BitErrors:
 
     name = "ber"
 
+    @property
+    def unit(self) -> str:
+        """What is independent: images, unless a row of weights stands for several."""
+        return "image" if self.hw_batch == 1 or not self.weights else "trial"
+
     def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
         """FAULT rows of one trial for some images, (f,).
 
@@ -73,6 +78,7 @@ class OneFlip:
 
     name = "one-flip"
     hw_batch = 1
+    unit = "image"
 
     def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
         """FAULT rows of one trial, one for each image, in the order of the images."""

@@ -88,6 +88,7 @@ class Explicit:
     faults: tuple[Fault, ...]
 
     name = "explicit"
+    unit = "none"
 
     def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
         """FAULT rows of one trial that strike some of the images."""

@@ -57,9 +57,13 @@ def _site_rows(space, sites, positions, width=1):
     )
 
 
-def _check(sites, what):
+def _check(sites, what, kinds, space):
     if not sites:
-        raise FaultError(f"{what} needs at least one register or net of the PEs among the sites")
+        fit = [c.name for c in space.accel.components if c.kind in kinds]
+        raise FaultError(
+            f"{what} needs a {' or '.join(kinds)} of the PEs among the chosen sites and layers: "
+            f"{', '.join(fit)}, in a layer on the array"
+        )
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,13 @@ class UpsetRate:
     rate: float
 
     name = "seu-rate"
+    unit = "image"
 
     def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
         """FAULT rows of one trial for some images, (f,), sites distinct within an image."""
         table = space.accel.components
         sites = [site for site in space.registers if table[site.component].kind == "register"]
-        _check(sites, "an upset rate")
+        _check(sites, "an upset rate", ("register",), space)
         total = sum(site.sites for site in sites)
         images = np.asarray(images, np.int64)
         counts = draws.counts(total, self.rate, _COUNT, trial, images)
@@ -121,6 +126,11 @@ class SingleFault:
 
     name = "single"
 
+    @property
+    def unit(self) -> str:
+        """What is independent: a permanent fault is one for all images of its trial."""
+        return "trial" if self.kind in ("stuck0", "stuck1") else "image"
+
     def __post_init__(self):
         if self.kind not in KINDS:
             raise FaultError(f"random fault must be one of {', '.join(KINDS)}, got {self.kind!r}")
@@ -131,7 +141,7 @@ class SingleFault:
             self.kind, ("register", "net")
         )
         sites = [s for s in space.registers if space.accel.components[s.component].kind in kinds]
-        _check(sites, f"a fault of kind {self.kind}")
+        _check(sites, f"a fault of kind {self.kind}", kinds, space)
         permanent = self.kind in ("stuck0", "stuck1")
         if permanent:
             # A defect belongs to the machine: one site per component, bit and PE.

@@ -12,7 +12,7 @@ Korn and Graubard, Survey Methodology 24 (1998) 193 (cluster interval).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from fractions import Fraction
 
@@ -296,11 +296,21 @@ def classify(
     return outcome
 
 
-def summarise(outcomes: np.ndarray, *, confidence: float = 0.95) -> Summary:
+UNITS = ("trial", "image", "none")
+"""What is independent in a table of outcomes; see `summarise`."""
+
+
+def summarise(outcomes: np.ndarray, *, unit: str = "trial", confidence: float = 0.95) -> Summary:
     """Counts and shares of every outcome.
 
     outcomes  (trials, images) codes of `Outcome`; (trials,) stands for one image
+    unit      "trial": images of a trial share faults; "image": each has faults of its
+              own, drawn independently, so that all (trial, image) pairs count
+              (Clopper-Pearson: conservative where images differ in their rates);
+              "none": nothing is drawn, the shares are exact
     """
+    if unit not in UNITS:
+        raise ConfigError(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
     outcomes = np.asarray(outcomes)
     if outcomes.ndim == 1:
         outcomes = outcomes[:, None]
@@ -317,7 +327,16 @@ def summarise(outcomes: np.ndarray, *, confidence: float = 0.95) -> Summary:
     trials, images = outcomes.shape
     counts = {name: int((outcomes == code).sum()) for code, name in enumerate(OUTCOME_NAMES)}
     shares = {
-        name: cluster_interval(outcomes == code, confidence=confidence)
-        for code, name in enumerate(OUTCOME_NAMES)
+        name: _share(outcomes == code, unit, confidence) for code, name in enumerate(OUTCOME_NAMES)
     }
     return Summary(trials, images, counts, shares)
+
+
+def _share(events: np.ndarray, unit: str, confidence: float) -> Interval:
+    if unit == "image":
+        found = clopper_pearson(int(events.sum()), events.size, confidence=confidence)
+        return replace(found, method="Clopper-Pearson over images")
+    if unit == "none" and events.size:
+        rate = float(events.mean())
+        return Interval(rate, rate, rate, "exact: nothing is drawn", confidence)
+    return cluster_interval(events, confidence=confidence)

@@ -176,7 +176,7 @@ def test_a_factory_that_ends_the_process_is_an_error(fsim, tmp_path):
         (["--layers", "conv1,conv1"], "--layers must name things once each"),
         (["--sites", "psum"], "--ber needs words of acts or weights or psums"),
         (["--ber", "weights=1e-5", "--sites", "acts"], "--ber needs words of weights"),
-        (["--seu-rate", "1e-9", "--sites", "acts", "--dry-run"], "at least one register"),
+        (["--seu-rate", "1e-9", "--sites", "acts", "--dry-run"], "needs a register"),
         (["--data", ""], "data must be one of"),
     ],
 )

@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 
+from fsim.nas.places import _checkout_data
 from fsim.simulator import inject as trials_of
 from fsim.simulator.trace import TraceWriter, read_trace
 from tests.test_layout import ROOT
 
+PSUM = "layer=conv2,component=psum,row=0,col=0,bit=1,cycle=5"
 RUN = ("inject", "--images", 4, "--trials", 3, "--no-curve")
 
 
@@ -253,10 +255,82 @@ def test_sites_add_up_to_what_inject_plans(fsim):
     assert "register sites" in fsim("sites", "digits-cnn", "--accel", "gemmini-like").stdout
 
 
+def test_sites_need_neither_weights_nor_data(fsim, tmp_path, monkeypatch):
+    monkeypatch.setenv("FSIM_DATA", str(tmp_path))
+    monkeypatch.setenv("FSIM_CACHE", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr("fsim.nas.places._checkout_data", list)
+        result = fsim("sites", "resnet8", "--json")
+        assert result.exit_code == 0, result.output
+        bare = json.loads(result.stdout)
+        assert [note.split(":")[0] for note in bare["notes"]] == [
+            "weights of resnet8 were not found", "images"]  # fmt: skip
+        assert "note: images: random ones of 3 x 32 x 32" in fsim("sites", "resnet8").stdout
+        assert fsim("sites", "resnet8", "--weights", "none.pt").exit_code == 2
+        assert fsim("sites", "resnet8", "--data", "cifar10").exit_code == 2
+        assert fsim("inject", "--model", "resnet8").exit_code == 2
+    if _checkout_data():
+        found = json.loads(fsim("sites", "resnet8", "--json").stdout)
+        assert found.pop("notes") == []
+        assert found == {key: bare[key] for key in found}
+
+
+FACTORY = """
+import torch
+def make():
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 10))
+"""
+
+
+def test_a_factory_without_weights_replays_and_what_was_assumed_is_told(
+    fsim, tmp_path, monkeypatch
+):
+    (tmp_path / "usernet.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "t.h5"
+    run = (*RUN, "--model", "usernet:make", "--data", "digits", "--fault", "seu")
+    reports = [json.loads(fsim(*run, "--json", *more).stdout) for more in ((), ("--trace", path))]
+    assert reports[0]["notes"] == [
+        "weights as the factory makes them (torch seed 0)",
+        "preprocessing: pixel / 16 (usernet:make states none, and pixels of digits are 0..16)",
+    ]
+    assert reports[0]["outcomes"] == reports[1]["outcomes"]
+    again = fsim("replay", path, "--model", "usernet:make", "--json")
+    assert again.exit_code == 0 and json.loads(again.stdout)["differences"] == 0
+    images = np.zeros((4, 1, 8, 8))
+    images[:, 0, 0, 0] = 1
+    np.savez(tmp_path / "d.npz", images=images, labels=np.arange(4))
+    run = (*RUN, "--model", "usernet:make", "--data", "d.npz", "--fault", "seu", "--json")
+    assert not any("preprocessing" in note for note in json.loads(fsim(*run).stdout)["notes"])
+
+
+def test_single_faults_have_their_outcomes_by_bit(fsim, tmp_path):
+    run = ("inject", "--images", 20, "--trials", 3, "--fault", "seu", "--sites", "psum")
+    whole = fsim(*run, "--trace", tmp_path / "t.h5", "--json")
+    report = json.loads(whole.stdout)
+    bits = report["outcomes_by_bit"]
+    assert {b["component"] for b in bits} == {"psum"} and max(b["bit"] for b in bits) <= 31
+    assert sum(b["faults"] for b in bits) == 60
+    for name in ("masked", "sdc_benign", "sdc_critical"):
+        assert sum(b.get(name, 0) for b in bits) == report["outcomes"][name]["count"]
+    again = fsim(*run, "--trace", tmp_path / "t.h5", "--resume", "--json")
+    assert json.loads(again.stdout)["outcomes_by_bit"] == bits
+
+
+def test_named_faults_are_one_trial_without_interval(fsim):
+    report = json.loads(fsim("inject", "--images", 5, "--fault", PSUM, "--json").stdout)
+    assert report["plan"]["trials"] == 1
+    share = report["outcomes"]["masked"]
+    assert share["low"] == share["high"] == share["estimate"] and "exact" in share["method"]
+
+
 # What is refused
 
-PSUM = "layer=conv2,component=psum,row=0,col=0,bit=1,cycle=5"
 BAD = [
+    (["--fault", "stuck0", "--layers", "conv1"], "--layers cannot restrict a stuck-at fault"),
+    (["--fault", "stuck0", "--fault", "seu"], "the only --fault"),
+    (["--fault", "transient", "--sites", "psum"], "needs a net of the PEs"),
     (["--accel", "systolics"], "systolic"),
     (["--fault", PSUM.replace("psum", "psumm")], "psum"),
     (["--sites", "weight"], "weights"),
@@ -274,7 +348,7 @@ BAD = [
     (["--fault", "layer=conv2,component=weights,word=0,bit=1,cycle=1"], "residency"),
     (["--fault", "component=weights,word=0,bit=1"], "needs layer="),
     (["--fault", "sue"], "--fault must be"),
-    (["--fault", "seu", "--sites", "weights"], "at least one register"),
+    (["--fault", "seu", "--sites", "weights"], "needs a register"),
     (["--ber", "nan"], ""),
     (["--ber", "-1"], ""),
     (["--ber", "2"], ""),
@@ -437,6 +511,9 @@ def test_the_curve_falls_and_stops_where_memory_ends(fsim, tmp_path, monkeypatch
     assert curve["ber"] == sorted(curve["ber"]) and len(curve["ber"]) == len(curve["accuracy"])
     assert curve["accuracy"][-1] < report["accuracy"]["clean"] - 0.1
     assert curve["ber"][0] < curve["ber_at_one_point_drop"] < curve["ber"][-1]
+    hit = report["critical_given_a_flip"]
+    assert sum(f["flips"] for f in hit["by_layer"]) == hit["flips"]
+    assert sum(f["critical"] for f in hit["by_layer"]) == round(hit["estimate"] * hit["flips"])
     hit = report["critical_given_a_flip"]
     assert set(hit["by_component"]) == {"weights"} and hit["low"] <= hit["estimate"] <= hit["high"]
     assert hit["flips"] == 2000

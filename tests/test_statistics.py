@@ -322,3 +322,17 @@ def test_the_acceptance_region_of_a_rate_check_is_as_wide_as_alpha_allows(monkey
         low, high = rates._region(n, p, alpha)
         assert stats.binom.cdf(low - 1, n, p) <= alpha / 2 < stats.binom.cdf(low, n, p)
         assert stats.binom.sf(high, n, p) <= alpha / 2 < stats.binom.sf(high - 1, n, p)
+
+
+def test_images_that_share_no_fault_are_units_of_their_own():
+    outcomes = np.zeros((3, 100), np.uint8)
+    nothing = summarise(outcomes, unit="image").shares["sdc_critical"]
+    assert (nothing.low, nothing.high) == (0, clopper_pearson(0, 300).high)
+    assert summarise(outcomes).shares["sdc_critical"].high > 0.5  # three trials tell little
+    outcomes[0, :2] = Outcome.SDC_CRITICAL
+    two = summarise(outcomes, unit="image").shares["sdc_critical"]
+    assert (two.low, two.high) == (clopper_pearson(2, 300).low, clopper_pearson(2, 300).high)
+    exact = summarise(outcomes, unit="none").shares["sdc_critical"]
+    assert exact.low == exact.high == exact.estimate == 2 / 300
+    with pytest.raises(ConfigError, match="unit must be one of"):
+        summarise(outcomes, unit="pixel")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -144,6 +145,9 @@ def fault_model(ber, seu_rate, faults, hw_batch):
                 f"--fault must be key=value,... or one of {', '.join(KINDS)}, got {faults[0]!r}"
             )
         return SingleFault(faults[0]), {"kind": faults[0]}
+    alone = [text for text in faults if text in KINDS]
+    if alone:
+        raise ConfigError(f"a random fault must be the only --fault, got {' and '.join(faults)}")
     explicit = Explicit(tuple(parse_fault(text) for text in faults))
     return explicit, {"kind": "explicit", "faults": list(faults)}
 
@@ -172,14 +176,17 @@ class Progress:
               help="A preset (fsim accel list) or a .yaml or .toml file.")
 @network_options
 @click.option("--ber", metavar="P", help="Flip probability per bit and residency of all on-chip "
-              "memories, or weights=P,acts=P,psums=P.")
+              "memories, or weights=P,acts=P,psums=P.  [default without another fault: 1e-5]")
 @click.option("--seu-rate", type=Probability, help="Upsets per register bit and cycle.")
 @click.option("--fault", "faults", multiple=True,
               help="seu, mbu, transient, stuck0, stuck1 or intermittent: one at a random site; or "
               "layer=conv1,component=psum,row=0,col=3,bit=7,cycle=40. May be repeated.")
 @click.option("--sites", help="Only these components, comma separated (fsim sites lists them).")
 @click.option("--layers", help="Only these layers, comma separated.")
-@click.option("--trials", type=click.IntRange(1, 1 << 29), default=10, show_default=True)
+@click.option("--trials", type=click.IntRange(1, 1 << 29),
+              help="Draws of faults.  [default: 10; of faults that are named 1]")
+@click.option("--flips", type=click.IntRange(1, 1 << 26), default=2000, show_default=True,
+              help="With --ber: single flips that P(critical | a flip) is measured with.")
 @click.option("--hw-batch", metavar="N|all",
               help="With --ber: images between two writes of the weights, or 'all'.  [default: 1]")
 @click.option("--trace", type=click.Path(path_type=Path), help="Write all faults and outcomes.")
@@ -197,8 +204,8 @@ class Progress:
 @threads_option
 @json_option
 def inject(accel, settings, dataflow, model, weights, data, data_dir, images, quant_params, ber,
-           seu_rate, faults, sites, layers, trials, hw_batch, trace, resume, overwrite, out, curve,
-           backend, dry_run, quiet, seed, threads, as_json):  # fmt: skip
+           seu_rate, faults, sites, layers, trials, flips, hw_batch, trace, resume, overwrite, out,
+           curve, backend, dry_run, quiet, seed, threads, as_json):  # fmt: skip
     """Inject faults into a network on an accelerator.
 
     \b
@@ -216,6 +223,12 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
             "--sites and --layers restrict random faults: a --fault that names its component "
             "must go without them"
         )
+    if described["kind"].startswith("stuck") and layers is not None:
+        raise ConfigError(
+            "--layers cannot restrict a stuck-at fault, which is in the machine in every layer: "
+            "use --sites"
+        )
+    trials = trials or (1 if described["kind"] == "explicit" else 10)
     machine = load_accel_option(accel, settings, dataflow)
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
@@ -229,6 +242,9 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
         model, machine, weights=weights, data=data, data_dir=data_dir, images=images or 500,
         quant_params=read_quant_params(quant_params),
     )  # fmt: skip
+    if images is not None and len(session.images) < images:
+        short = f"{images} images were asked for, the data set has {len(session.images)}"
+        session = replace(session, notes=(*session.notes, short))
     space = select(session.placement, names["layers"], names["sites"])
     _check_sites(space, chosen, described)
     if described["kind"] == "explicit":
@@ -248,8 +264,8 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
         return
     task = {**session.identity, "faults": described, "seed": seed, "trials": trials,
             "select": names, "rng_version": _rng_version()}  # fmt: skip
-    report = _run(session, space, chosen, described, task, plan, curve is not False, trace, resume,
-                  overwrite, out, backend, quiet or as_json)  # fmt: skip
+    report = _run(session, space, chosen, described, task, plan, flips if curve is not False else 0,
+                  trace, resume, overwrite, out, backend, quiet or as_json)  # fmt: skip
     if as_json:
         print_json(report)
     else:
@@ -281,6 +297,9 @@ def _check_sites(space, chosen, described) -> None:
     elif described["kind"] != "explicit":
         chosen.rows(space, 0, np.zeros(0, np.int64), Draws(0))  # raises where there is no site
 
+
+POSSIBLE = ("masked", "sdc_benign", "sdc_critical")
+"""Outcomes of a machine without error correction, detection or watchdog."""
 
 BYTES_A_FAULT = 250
 """Peak memory of a drawn fault: its row, sorted copies and masks."""
@@ -394,8 +413,11 @@ def _print_plan(plan: dict, as_json: bool) -> None:
     if as_json:
         print_json(plan)
         return
-    rows = [(name.replace("_", " "), value) for name, value in plan.items()
-            if not isinstance(value, dict)]  # fmt: skip
+    rows = [
+        (name.replace("_", " ").replace("mib", "(MiB)"),
+         f"{value:,}" if isinstance(value, int) else f"{value:,.6g}")
+        for name, value in plan.items() if not isinstance(value, dict)
+    ]  # fmt: skip
     rows += [(f"exposed bits, {name}", f"{bits:,}")
              for name, bits in plan["exposed_bits_per_image"].items()]  # fmt: skip
     click.echo(pairs(rows))
@@ -406,7 +428,7 @@ def _interval(interval) -> dict:
             "method": interval.method}  # fmt: skip
 
 
-def _run(session, space, chosen, described, task, plan, curve, trace, resume, overwrite, out,
+def _run(session, space, chosen, described, task, plan, flips, trace, resume, overwrite, out,
          backend, quiet) -> dict:  # fmt: skip
     """All trials; writes the trace and the report's files, returns the report."""
     import numpy as np
@@ -418,8 +440,9 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
     clean_s = time.monotonic() - start
     made = _missing(out) + _missing(None if trace is None else trace.parent)
     writer = None
-    outcomes, accuracy, struck = {}, {}, Counter()
-    names, layers = session.identity["components"], session.identity["layers"]
+    outcomes, accuracy = {}, {}
+    struck = Struck(session.identity["components"], session.identity["layers"],
+                    _one_a_image(described))  # fmt: skip
     progress = None
     try:
         writer, done = _open_trace(trace, task, resume, overwrite)
@@ -437,7 +460,7 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
         ):
             outcomes[result.trial] = result.outcome
             accuracy[result.trial] = float(np.mean(result.top1 == golden.labels))
-            _count(struck, result.rows, names, layers)
+            struck.count(result.rows, result.outcome)
             if writer is not None:
                 writer.add(result.rows, outcome_rows(result, golden))
             progress.show(number + 1)
@@ -445,11 +468,11 @@ def _run(session, space, chosen, described, task, plan, curve, trace, resume, ov
         seconds = time.monotonic() - begin
         if writer is not None:
             writer.close()
-        report = _report(session, described, task, plan, golden, outcomes, accuracy, struck,
+        report = _report(session, chosen, described, task, plan, golden, outcomes, accuracy, struck,
                          {"clean": clean_s, "trials": seconds})  # fmt: skip
         picture = None
-        if described["kind"] == "ber" and curve and any(described[n] for n in MEMORIES):
-            picture = _add_curve(report, session, space, golden, chosen, task["seed"], out)
+        if described["kind"] == "ber" and flips and any(described[n] for n in MEMORIES):
+            picture = _add_curve(report, session, space, golden, chosen, task["seed"], flips, out)
         if out is not None:
             _write(out, report, picture)
     except BaseException as error:
@@ -487,14 +510,15 @@ def _write(out, report, picture) -> None:
             file.write(content)
 
 
-def _report(session, described, task, plan, golden, outcomes, accuracy, struck, seconds) -> dict:
+def _report(session, chosen, described, task, plan, golden, outcomes, accuracy, struck,
+            seconds) -> dict:  # fmt: skip
     """What the trials found, as JSON values."""
     import numpy as np
 
     from fsim.simulator.statistics import summarise
 
     order = sorted(outcomes)
-    summary = summarise(np.stack([outcomes[t] for t in order]))
+    summary = summarise(np.stack([outcomes[t] for t in order]), unit=chosen.unit)
     accuracies = np.array([accuracy[t] for t in order])
     return {
         "model": task["model"],
@@ -502,18 +526,27 @@ def _report(session, described, task, plan, golden, outcomes, accuracy, struck, 
         "dataflow": session.placement.accel.dataflow,
         "array": [session.placement.accel.rows, session.placement.accel.cols],
         "faults": described,
+        "select": task["select"],
         "seed": task["seed"],
         "plan": plan,
         "accuracy": {"clean": golden.accuracy, "faulty_mean": float(accuracies.mean()),
                      "faulty_min": float(accuracies.min()),
                      "faulty_max": float(accuracies.max())},
-        "outcomes": {name: {"count": summary.counts[name], **_interval(share)}
+        "outcomes": {name: _outcome(name, summary.counts[name], share)
                      for name, share in summary.shares.items()},
         "faults_by": [{"component": c, "layer": x, "faults": k}
-                      for (c, x), k in sorted(struck.items())],
+                      for (c, x), k in sorted(struck.faults.items())],
+        "outcomes_by_bit": struck.table() if _one_a_image(described) else None,
         "seconds": seconds,
         "notes": list(session.notes),
     }  # fmt: skip
+
+
+def _outcome(name: str, count: int, share) -> dict:
+    if name in POSSIBLE:
+        return {"count": count, **_interval(share)}
+    return {"count": count, "estimate": 0.0, "low": 0.0, "high": 0.0,
+            "method": "cannot occur: nothing corrects, detects or watches"}  # fmt: skip
 
 
 def _open_trace(trace, task, resume, overwrite):
@@ -552,19 +585,51 @@ def _recall(writer, session, outcomes, accuracy, struck, golden):
             mine = stored.outcomes[at * count : (at + 1) * count]
             outcomes[int(trial)] = mine["outcome"]
             accuracy[int(trial)] = float(np.mean(mine["faulty"] == golden.labels))
-        _count(struck, stored.faults, session.identity["components"], session.identity["layers"])
+            struck.count(stored.faults_of(int(trial)), mine["outcome"])
 
 
-def _count(struck: Counter, rows, names, layers) -> None:
-    import numpy as np
+def _one_a_image(described: dict) -> bool:
+    """Whether every image has exactly one event, to which its outcome belongs."""
+    return described["kind"] in ("seu", "mbu", "transient", "intermittent")
 
-    if len(rows):
-        keys, counts = np.unique(
+
+class Struck:
+    """Faults by component and layer; of single faults also outcomes by component and bit."""
+
+    def __init__(self, names, layers, single: bool):
+        self.names, self.layers, self.single = names, layers, single
+        self.faults: Counter = Counter()
+        self.bits: Counter = Counter()
+
+    def count(self, rows, outcome) -> None:
+        """Add the rows of trials; outcome (images,) of the trial they are all of."""
+        import numpy as np
+
+        if not len(rows):
+            return
+        pairs_, counts = np.unique(
             np.stack([rows["component"], rows["layer"]]), axis=1, return_counts=True
         )
-        for (component, layer), count in zip(keys.T, counts):
-            where = layers[layer] if layer >= 0 else "(all)"
-            struck[names[component], where] += int(count)
+        for (component, layer), count in zip(pairs_.T, counts):
+            where = self.layers[layer] if layer >= 0 else "(all)"
+            self.faults[self.names[component], where] += int(count)
+        if self.single and outcome is not None:
+            masks = rows["xor_mask"] | rows["or_mask"]
+            for component, image, mask in zip(rows["component"], rows["image"], masks):
+                mask = int(mask)
+                bit = (mask & -mask).bit_length() - 1  # of several the lowest
+                self.bits[self.names[component], bit, int(outcome[image])] += 1
+
+    def table(self) -> list[dict]:
+        """Outcome counts of each component and bit."""
+        from fsim.simulator.statistics import OUTCOME_NAMES
+
+        found: dict[tuple, dict] = {}
+        for (name, bit, code), count in sorted(self.bits.items()):
+            row = found.setdefault((name, bit), {"component": name, "bit": bit, "faults": 0})
+            row["faults"] += count
+            row[OUTCOME_NAMES[code]] = count
+        return list(found.values())
 
 
 def outcome_rows(result, golden, count=None):
@@ -581,7 +646,7 @@ def outcome_rows(result, golden, count=None):
     return rows
 
 
-def _add_curve(report, session, space, golden, chosen, seed, out) -> bytes | None:
+def _add_curve(report, session, space, golden, chosen, seed, flips, out) -> bytes | None:
     """P(critical | one flip) and the accuracy curve; its picture as PNG if there is an `out`."""
     import numpy as np
 
@@ -591,39 +656,53 @@ def _add_curve(report, session, space, golden, chosen, seed, out) -> bytes | Non
     from fsim.simulator.statistics import Outcome, wilson
 
     memories = tuple(name for name in MEMORIES if getattr(chosen, name))
-    repeats = max(1, -(-2000 // len(golden.images)))
+    repeats = -(-flips // len(golden.images))
     critical = total = 0
-    split: dict[str, list[int]] = {}
-    names = session.identity["components"]
+    split: dict[tuple[str, str], list[int]] = {}
+    names, layers = session.identity["components"], session.identity["layers"]
     # Trial numbers apart from those of the main run.
     for result in run_trials(
         space, golden, OneFlip(memories), seed=seed, trials=range(1 << 29, (1 << 29) + repeats)
     ):
         wrong = result.outcome == Outcome.SDC_CRITICAL
         critical, total = critical + int(wrong.sum()), total + len(wrong)
-        component = result.rows["component"]
-        for number in np.unique(component):
-            tally = split.setdefault(names[number], [0, 0])
-            tally[0] += int(wrong[component == number].sum())
-            tally[1] += int((component == number).sum())
+        rows = result.rows
+        for number, layer in np.unique(np.stack([rows["component"], rows["layer"]]), axis=1).T:
+            here = (rows["component"] == number) & (rows["layer"] == layer)
+            tally = split.setdefault((names[number], layers[layer]), [0, 0])
+            tally[0] += int(wrong[here].sum())
+            tally[1] += int(here.sum())
+    whole: dict[str, list[int]] = {}
+    for (name, _), (k, n) in split.items():
+        whole[name] = [a + b for a, b in zip(whole.get(name, [0, 0]), (k, n))]
     report["critical_given_a_flip"] = {
         **_interval(wilson(critical, total)), "flips": total,
         "by_component": {name: {"critical": k, "flips": n, **_interval(wilson(k, n))}
-                         for name, (k, n) in sorted(split.items())},
+                         for name, (k, n) in sorted(whole.items())},
+        "by_layer": [{"component": name, "layer": layer, "critical": k, "flips": n,
+                      **_interval(wilson(k, n))}
+                     for (name, layer), (k, n) in sorted(split.items())],
     }  # fmt: skip
     most = memory_limit() // BYTES_A_FAULT
     found = quick_curve(space, golden, chosen, seed=seed, most_faults=most)
     report["curve"] = {
         "ber": list(found.ber),
         "accuracy": list(found.accuracy),
+        "trials": list(found.trials),
         "images": found.images,
         "ber_at_one_point_drop": found.ber_at_drop,
+        "low": found.low,
+        "high": found.high,
     }
     if out is None:
         return None
     report["curve"]["picture"] = str(out / "ber_curve.png")
     content = io.BytesIO()  # the drawing library would not tell a full disk from other errors
-    draw(found, content, f"{report['model']} on {report['accel']} ({report['dataflow']})")
+    title = f"{report['model']} on {report['accel']} ({report['dataflow']})"
+    chosen_layers = report["select"]["layers"]
+    title += f", {', '.join(chosen_layers)}" if chosen_layers else ""
+    what = "all memories" if len(memories) == len(MEMORIES) else " and ".join(memories)
+    draw(found, content, title, what)
     return content.getvalue()
 
 
@@ -638,8 +717,7 @@ def _text(report: dict, session) -> str:
             ("accelerator", f"{report['accel']} ({report['dataflow']}), {rows} x {cols} PEs, "
                             f"{plan['cycles_per_image']:,} cycles an image"),
             ("faults", _describe(report["faults"])),
-            ("exposed bits", ", ".join(f"{name} {bits:,}" for name, bits in
-                                       plan["exposed_bits_per_image"].items()) + " an image"),
+            *_exposed(report),
             ("trials", f"{plan['trials']} in {report['seconds']['trials']:.1f} s, "
                        f"{plan['expected_faults_per_trial']:.6g} faults expected in each"),
             ("clean accuracy", f"{100 * accuracy['clean']:.2f} %"),
@@ -652,15 +730,11 @@ def _text(report: dict, session) -> str:
             ["outcome", "count", "share", "95 % interval"],
             [[name.replace("_", "-"), o["count"], f"{100 * o['estimate']:.3f} %",
               f"{100 * o['low']:.3f} .. {100 * o['high']:.3f} %"]
-             for name, o in report["outcomes"].items()],
+             for name, o in report["outcomes"].items() if name in POSSIBLE],
             right=["count", "share"],
         ),
         "",
-        table(
-            ["component", "layer", "faults"],
-            [[f["component"], f["layer"], f["faults"]] for f in report["faults_by"]],
-            right=["faults"],
-        ),
+        _faults_table(report),
     ]  # fmt: skip
     if "curve" in report:
         hit, curve = report["critical_given_a_flip"], report["curve"]
@@ -670,13 +744,47 @@ def _text(report: dict, session) -> str:
             f"P(critical | a flip)       {100 * hit['estimate']:.3f} % "
             f"({100 * hit['low']:.3f} .. {100 * hit['high']:.3f} %, {hit['flips']} flips)",
             "accuracy falls by a point  "
-            + (f"at a bit error rate of about {at:.2g}" if at
+            + (f"at a bit error rate of about {at:.2g} ({_limit(curve['low'])} .. "
+               f"{_limit(curve['high'])})" if at
                else f"nowhere up to a rate of {curve['ber'][-1]:.2g}"),
         ]
         if "picture" in curve:
             lines.append(f"curve                      {curve['picture']}")
     lines += [f"note: {note}" for note in report["notes"]]
     return "\n".join(lines)
+
+
+def _limit(rate: float | None) -> str:
+    return "?" if rate is None else f"{rate:.1e}"
+
+
+def _exposed(report: dict) -> list[tuple[str, str]]:
+    """What the faults choose from, as a line of the report."""
+    plan, faults = report["plan"], report["faults"]
+    if faults["kind"] == "ber":
+        bits = {n: b for n, b in plan["exposed_bits_per_image"].items() if faults[n]}
+        text = ", ".join(f"{name} {count:,}" for name, count in bits.items())
+        return [("exposed bits", f"{text} an image")] if text else []
+    if faults["kind"] == "explicit":
+        return []
+    return [("register sites", f"{plan['register_sites_per_image']:,} bits x cycles an image")]
+
+
+def _faults_table(report: dict) -> str:
+    """Faults by component and layer; with --ber also how many single flips were critical."""
+    head, right = ["component", "layer", "faults"], ["faults"]
+    rows = [[f["component"], f["layer"], f["faults"]] for f in report["faults_by"]]
+    flips = report.get("critical_given_a_flip", {}).get("by_layer")
+    if flips:
+        head, right = [*head, "single flips", "critical"], [*right, "single flips", "critical"]
+        tally = {(f["component"], f["layer"]): f for f in flips}
+        struck = {(row[0], row[1]): row[2] for row in rows}
+        rows = [
+            [*key, struck.get(key, 0), *(tally[key][n] if key in tally else 0
+                                         for n in ("flips", "critical"))]
+            for key in sorted(set(struck) | set(tally))
+        ]  # fmt: skip
+    return table(head, rows, right=right)
 
 
 def _describe(faults: dict) -> str:
