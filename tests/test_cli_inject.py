@@ -69,7 +69,9 @@ def test_a_dry_run_only_counts(fsim, tmp_path):
     flips = 1e-4 * (4 * bits["acts"] + bits["weights"] + 4 * bits["psums"])
     assert plan["expected_faults_per_trial"] == pytest.approx(flips)
     assert list(tmp_path.iterdir()) == []
-    assert "expected faults per trial" in fsim(*RUN, "--dry-run").stdout
+    assert 0 < plan["seconds"] < 60
+    text = fsim(*RUN, "--dry-run").stdout
+    assert "expected faults per trial" in text and "digits-cnn" in text
 
 
 @pytest.mark.parametrize(

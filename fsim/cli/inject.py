@@ -260,7 +260,8 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
     _check_size(plan, trace)
     _check_outputs(trace, out)
     if dry_run:
-        _print_plan(plan, as_json)
+        plan["seconds"] = _seconds(session, space, chosen, plan, seed, backend)
+        _print_plan(plan, session, described, as_json)
         return
     task = {**session.identity, "faults": described, "seed": seed, "trials": trials,
             "select": names, "rng_version": _rng_version()}  # fmt: skip
@@ -409,13 +410,40 @@ def _product(shape) -> int:
     return total
 
 
-def _print_plan(plan: dict, as_json: bool) -> None:
+def _seconds(session, space, chosen, plan, seed, backend) -> float:
+    """Seconds that the trials will take: a trial of a few images, timed."""
+    import numba
+
+    from fsim.simulator.inject import golden_run, run_trials
+
+    count = min(16, plan["images"])
+    golden = golden_run(session.placement, session.images[:count], session.labels[:count])
+    times = []
+    for _ in range(2):  # the first may compile
+        begin = time.monotonic()
+        sample = run_trials(
+            space, golden, chosen, seed=seed, trials=[0], backend=backend, threads=1
+        )
+        for _ in sample:
+            times.append(time.monotonic() - begin)
+    threads = min(numba.get_num_threads(), plan["trials"])
+    return min(times) / count * plan["images"] * plan["trials"] / threads
+
+
+def _print_plan(plan: dict, session, described, as_json: bool) -> None:
     if as_json:
         print_json(plan)
         return
+    accel = session.placement.accel
     rows = [
+        ("network", session.identity["model"]),
+        ("accelerator", f"{accel.name} ({accel.dataflow}), {accel.rows} x {accel.cols} PEs"),
+        ("faults", _describe(described)),
+    ]
+    rows += [
         (name.replace("_", " ").replace("mib", "(MiB)"),
-         f"{value:,}" if isinstance(value, int) else f"{value:,.6g}")
+         f"{value:,}" if isinstance(value, int)
+         else f"about {value:.2g}" if name == "seconds" else f"{value:,.6g}")
         for name, value in plan.items() if not isinstance(value, dict)
     ]  # fmt: skip
     rows += [(f"exposed bits, {name}", f"{bits:,}")
