@@ -15,7 +15,7 @@ import torch
 
 from fsim.errors import ConfigError
 
-_SUFFIXES = (".pt", ".pth", ".safetensors")
+_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _SHOWN = 4
 _REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
@@ -23,7 +23,8 @@ _REAL |= {torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Tensors by name of a .safetensors file or of a state_dict saved by torch (.pt, .pth).
+    """Tensors by name of a .safetensors file or of a state_dict saved by torch
+    (.pt, .pth, .th).
 
     A checkpoint that holds the state_dict under "state_dict", "model_state_dict",
     "model" or "net" is unpacked, and the "module." that DataParallel puts before

@@ -45,6 +45,13 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def pixel_max(self) -> int | None:
+        """The largest value that a pixel can have; None for float images."""
+        if self.images.dtype.kind == "f":
+            return None
+        return 16 if self.name == "digits" else 255
+
 
 def load_data(
     name_or_path: str | os.PathLike,

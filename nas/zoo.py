@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from fsim.errors import ConfigError
 from fsim.nas.checkpoint import digest, fit, read_weights
+from fsim.nas.data import Dataset
 from fsim.nas.digits_cnn import DigitsCNN
 from fsim.nas.places import model_places
 from fsim.nas.preprocessing import Preprocessing
@@ -89,7 +91,9 @@ class LoadedModel:
     name            the spec it was loaded by
     input_shape     (channels, height, width), or None where a factory does not say
     num_classes     logits an image, or None where a factory does not say
-    preprocessing   from uint8 images to network input
+    preprocessing   from uint8 images to network input; where neither the factory nor
+                    the caller states one, pixels of 0..255 as 0..1
+    stated          whether somebody stated it (see `preprocessing_of`)
     default_data    data set to use where the user names none, or None
     weights_sha256  of all parameters and buffers (`checkpoint.digest`)
     weights_path    file they were read from, or None: those the factory made
@@ -103,6 +107,13 @@ class LoadedModel:
     default_data: str | None
     weights_sha256: str
     weights_path: Path | None
+    stated: bool = True
+
+    def preprocessing_of(self, data: Dataset) -> Preprocessing:
+        """What `data` needs: the network's own, or its pixels scaled to 0..1."""
+        if self.stated or data.pixel_max is None:
+            return self.preprocessing
+        return Preprocessing(scale=1 / data.pixel_max)
 
 
 def load_model(
@@ -110,40 +121,49 @@ def load_model(
     weights: str | os.PathLike | None = None,
     *,
     preprocessing: Preprocessing | None = None,
+    seed: int | None = None,
+    random_weights: bool = False,
 ) -> LoadedModel:
     """A network by zoo name or `module:factory`, with its weights, in eval mode.
 
     spec           a name of ZOO; or `module:factory`, where calling factory()
                    without arguments gives a torch.nn.Module. The module is
                    imported with the current directory on the path: its code runs.
-    weights        checkpoint file (.pt, .pth, .safetensors). For a zoo network
+    weights        checkpoint file (.pt, .pth, .th, .safetensors). For a zoo network
                    also a folder that holds its checkpoint, and None searches
                    `places.model_places`. For a factory None keeps the weights
                    it made.
     preprocessing  in place of the network's own
+    seed           of torch while a factory runs, so that the weights it makes are
+                   the same each time; torch's own state stays as it was. None: the
+                   factory draws from torch as it is
+    random_weights  a zoo network whose checkpoint is not found gets random weights
+                   and no `weights_path`: enough for sizes
 
     A factory's module may carry `input_shape`, `num_classes`, `preprocessing` (a
     Preprocessing) and `default_data` as attributes. Without a preprocessing of
-    its own it gets pixels scaled to 0..1, as torchvision's ToTensor does.
+    its own it gets pixels scaled to 0..1, as torchvision's ToTensor does; how far
+    pixels reach depends on the data (`LoadedModel.preprocessing_of`).
 
     Raises ConfigError for an unknown name, a module that does not give a network,
     and weights that are not found, not readable or do not fit.
     """
     if spec in ZOO:
-        return _from_zoo(spec, weights, preprocessing)
+        return _from_zoo(spec, weights, preprocessing, random_weights)
     if ":" in spec:
-        return _from_factory(spec, weights, preprocessing)
+        return _from_factory(spec, weights, preprocessing, seed)
     raise ConfigError(
         f"model must be one of {', '.join(ZOO)} or module:factory, got {spec!r}{nearest(spec, ZOO)}"
     )
 
 
-def _from_zoo(name: str, weights, preprocessing: Preprocessing | None) -> LoadedModel:
+def _from_zoo(name: str, weights, preprocessing, random_weights: bool) -> LoadedModel:
     entry = ZOO[name]
-    path = _find_weights(name, entry, weights)
-    with torch.random.fork_rng(devices=[]):  # initial weights must not move the caller's stream
+    path = _find_weights(name, entry, weights, random_weights and weights is None)
+    with _seeded(0):  # initial weights must not move the caller's stream
         model = entry.build()
-    fit(model, read_weights(path), str(path))
+    if path is not None:
+        fit(model, read_weights(path), str(path))
     return LoadedModel(
         model=model.eval(),
         name=name,
@@ -156,8 +176,19 @@ def _from_zoo(name: str, weights, preprocessing: Preprocessing | None) -> Loaded
     )
 
 
-def _find_weights(name: str, entry: ZooEntry, weights) -> Path:
-    """The checkpoint file of a zoo network."""
+@contextmanager
+def _seeded(seed: int | None):
+    """torch begins at `seed` and is afterwards as it was; None: as it is."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _find_weights(name: str, entry: ZooEntry, weights, optional: bool) -> Path | None:
+    """The checkpoint file of a zoo network; None if `optional` and not there."""
     if weights is not None and not Path(weights).is_dir():
         return Path(weights)
     if entry.file is None:
@@ -170,6 +201,8 @@ def _find_weights(name: str, entry: ZooEntry, weights) -> Path:
     for place in places:
         if (place / file).is_file():
             return place / file
+    if optional:
+        return None
     raise ConfigError(
         f"no weights for {name}: {file} was looked for in "
         f"{', '.join(str(place) for place in places)}. They come from {entry.source}; "
@@ -177,8 +210,8 @@ def _find_weights(name: str, entry: ZooEntry, weights) -> Path:
     )
 
 
-def _from_factory(spec: str, weights, preprocessing: Preprocessing | None) -> LoadedModel:
-    model = _call_factory(spec)
+def _from_factory(spec: str, weights, preprocessing, seed: int | None) -> LoadedModel:
+    model = _call_factory(spec, seed)
     path = None
     if weights is not None:
         path = Path(weights)
@@ -208,6 +241,7 @@ def _from_factory(spec: str, weights, preprocessing: Preprocessing | None) -> Lo
         default_data=data,
         weights_sha256=digest(model),
         weights_path=path,
+        stated=preprocessing is not None or own is not None,
     )
 
 
@@ -219,7 +253,7 @@ def _is_image_shape(shape) -> bool:
     )
 
 
-def _call_factory(spec: str) -> torch.nn.Module:
+def _call_factory(spec: str, seed: int | None) -> torch.nn.Module:
     """The module that the user's factory returns.
 
     Whatever the user's own code raises becomes a ConfigError that names it.
@@ -231,7 +265,8 @@ def _call_factory(spec: str) -> torch.nn.Module:
     sys.path.insert(0, here)
     try:
         try:
-            module = importlib.import_module(module_name)
+            with _seeded(seed):  # a module may make the network itself
+                module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"model {spec}: cannot import {module_name!r} (from {here} or the installed "
@@ -244,7 +279,8 @@ def _call_factory(spec: str) -> torch.nn.Module:
                 f"factory {attribute!r}"
             )
         try:
-            model = factory if isinstance(factory, torch.nn.Module) else factory()
+            with _seeded(seed):
+                model = factory if isinstance(factory, torch.nn.Module) else factory()
         except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"model {spec}: calling {attribute}() failed: {type(error).__name__}: {error}"

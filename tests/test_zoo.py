@@ -329,6 +329,7 @@ def test_factory_of_the_current_directory_with_weights_of_both_kinds(factory):
     )
     for file in ("w.pt", "w.safetensors", "parallel.pth"):
         loaded = load_model("userfactories:plain", factory / file)
+        assert not loaded.stated
         assert loaded.weights_sha256 == digest(model)
         assert not loaded.model.training
         assert loaded.preprocessing == Preprocessing(1 / 255)
@@ -337,6 +338,58 @@ def test_factory_of_the_current_directory_with_weights_of_both_kinds(factory):
             assert_array_equal(tensor.numpy(), state[key].numpy())
     own = load_model("userfactories:plain")
     assert own.weights_path is None and own.weights_sha256 != digest(model)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".th"])
+def test_a_published_resnet20_file_is_read_as_it_is(tmp_path, suffix):
+    torch.manual_seed(4)
+    state = ResNet20().state_dict()
+    held = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "best_prec1": 91.73}
+    torch.save(held, tmp_path / f"resnet20{suffix}")
+    loaded = load_model("resnet20", tmp_path / f"resnet20{suffix}")
+    for key, tensor in loaded.model.state_dict().items():
+        assert_array_equal(tensor.numpy(), state[key].numpy())
+    with pytest.raises(ConfigError, match=r"must be a .pt, .pth, .th or .safetensors file"):
+        read_weights(tmp_path / "resnet20.ckpt")
+
+
+def test_a_seed_makes_a_factory_give_the_same_weights_and_leaves_torch_alone(factory):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = load_model("userfactories:plain", seed=0)
+    assert_array_equal(torch.get_rng_state().numpy(), state.numpy())
+    torch.rand(3)
+    again, other = (load_model("userfactories:plain", seed=seed) for seed in (0, 1))
+    assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256
+    assert load_model("userfactories:plain").weights_sha256 != first.weights_sha256
+
+
+def test_the_scale_of_pixels_is_the_data_sets_where_the_network_states_none(factory):
+    plain, told = load_model("userfactories:plain"), load_model("userfactories:told")
+    digits, pixels = load_data("digits"), np.zeros((2, 1, 8, 8), np.uint8)
+    for name, images in (("bytes", pixels), ("floats", pixels.astype(np.float32))):
+        np.savez(factory / f"{name}.npz", images=images, labels=np.zeros(2, np.int64))
+    bytes_, floats = (load_data(factory / f"{name}.npz") for name in ("bytes", "floats"))
+    assert (digits.pixel_max, bytes_.pixel_max, floats.pixel_max) == (16, 255, None)
+    assert digits.images.max() == 16
+    assert plain.preprocessing_of(digits) == Preprocessing(1 / 16)
+    assert plain.preprocessing_of(bytes_) == Preprocessing(1 / 255)
+    assert told.preprocessing_of(digits) == told.preprocessing
+    assert load_model("digits-cnn").preprocessing_of(bytes_) == Preprocessing(1 / 16)
+    given = load_model("userfactories:plain", preprocessing=Preprocessing(0.5))
+    assert given.preprocessing_of(digits) == Preprocessing(0.5)
+    assert_array_equal(
+        plain.preprocessing_of(floats)(floats.images).numpy(), pixels.astype(np.float32)
+    )
+
+
+def test_random_weights_stand_in_only_where_they_may(tmp_path, monkeypatch):
+    monkeypatch.setattr("fsim.nas.zoo.model_places", lambda *_: [tmp_path])
+    loaded = load_model("resnet8", random_weights=True)
+    assert loaded.weights_path is None and loaded.input_shape == (3, 32, 32)
+    for arguments in ({}, {"weights": tmp_path / "none.pt", "random_weights": True}):
+        with pytest.raises(ConfigError):
+            load_model("resnet8", **arguments)
 
 
 def test_factory_may_tell_its_shape_classes_data_and_preprocessing(factory):

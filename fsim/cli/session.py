@@ -14,8 +14,8 @@ import numpy as np
 from fsim.accel_models.accel import Accel, Buffer
 from fsim.accel_models.schema import check
 from fsim.errors import ConfigError, FsimError, TraceError
-from fsim.nas.data import load_data
-from fsim.nas.zoo import ZOO, load_model
+from fsim.nas.data import NAMES, SPLITS, Dataset, load_data, where
+from fsim.nas.zoo import ZOO, LoadedModel, load_model
 from fsim.simulator.capture import capture
 from fsim.simulator.inject import Golden, golden_run
 from fsim.simulator.ops import Program
@@ -25,12 +25,16 @@ from fsim.simulator.sites import Placement
 CALIBRATION = 300
 """Training images that scales are calibrated on."""
 
+FACTORY_SEED = 0
+"""torch's seed while a `module:factory` makes its network."""
+
 
 @dataclass(frozen=True, eq=False)
 class Session:
     """Everything a run needs.
 
     identity  JSON values that decide the network's arithmetic and its input
+    notes     what the user should know: what was assumed, what is not on the array
     """
 
     placement: Placement
@@ -71,24 +75,45 @@ def open_session(
     images: int | None = None,
     quant_params: dict | None = None,
     calibration: int = CALIBRATION,
+    sizes_only: bool = False,
 ) -> Session:
-    """Load, quantise and place a network; errors are FsimError with one line each."""
-    loaded = load_model(model, weights)
-    name = loaded.default_data if data is None else data
-    if name is None:
-        raise ConfigError(f"--data must be given: {model} does not say which data it takes")
-    test = load_data(name, "test", data_dir, images)
-    train = load_data(name, "train", data_dir, calibration)
+    """Load, quantise and place a network; errors are FsimError with one line each.
+
+    sizes_only  random weights and images stand in for the zoo's checkpoints and data
+                sets where they are not found: words, bits and cycles stay the same
+    """
+    loaded = load_model(model, weights, seed=FACTORY_SEED, random_weights=sizes_only)
     notes = []
-    if train.split == "all":
+    if loaded.weights_path is None:
+        notes.append(
+            f"weights of {model} were not found: random ones, which have the same sizes"
+            if model in ZOO
+            else f"weights as the factory makes them (torch seed {FACTORY_SEED})"
+        )
+    name = loaded.default_data if data is None else data
+    stand_in = _stand_in(loaded, name, data_dir) if sizes_only and data is None else None
+    if stand_in is not None:
+        test = train = stand_in
+        notes.append(f"images: random ones of {' x '.join(map(str, loaded.input_shape))}")
+    elif name is None:
+        raise ConfigError(f"--data must be given: {model} does not say which data it takes")
+    else:
+        test = load_data(name, "test", data_dir, images)
+        train = load_data(name, "train", data_dir, calibration)
+    if train.split == "all" and stand_in is None:
         notes.append(f"{name} has no splits: scales are calibrated on evaluation images")
     shape = tuple(test.images.shape[1:])
     if loaded.input_shape is not None and shape != tuple(loaded.input_shape):
         raise ConfigError(
             f"images must be {tuple(loaded.input_shape)} for {model}, got {shape} ({name})"
         )
-    inputs = loaded.preprocessing(test.images).numpy()
-    seen = loaded.preprocessing(train.images).numpy()
+    if not loaded.stated and test.pixel_max is not None and stand_in is None:
+        notes.append(
+            f"preprocessing: pixel / {test.pixel_max} ({model} states none, and pixels of {name} "
+            f"are 0..{test.pixel_max})"
+        )
+    inputs = loaded.preprocessing_of(test)(test.images).numpy()
+    seen = loaded.preprocessing_of(train)(train.images).numpy()
     program = quantise(
         capture(loaded.model, seen[:1]),
         seen,
@@ -119,6 +144,17 @@ def open_session(
         "layers": [op.name for op in program.ops],
     }
     return Session(Placement(program, accel), inputs, labels, identity, tuple(notes))
+
+
+def _stand_in(loaded: LoadedModel, name: str | None, data_dir) -> Dataset | None:
+    """One random image, if the network says its shape and its data set is not here."""
+    absent = name is None or (
+        name in NAMES and not all(where(name, split, data_dir) for split in SPLITS)
+    )
+    if loaded.input_shape is None or not absent:
+        return None
+    images = np.random.default_rng(0).integers(0, 256, (1, *loaded.input_shape), np.uint8)
+    return Dataset(images, np.zeros(1, np.int64), "random", "all", 1, "", "random")
 
 
 def _stored_accel(described: dict) -> Accel:
