@@ -61,8 +61,29 @@ def load_accel(
 
     ConfigError lists every problem with file and key.
     """
+    return load_description(name_or_path, dataflow, overrides).to_accel()
+
+
+def load_description(
+    name_or_path: str | Path,
+    dataflow: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Description:
+    """As `load_accel`; the description that the accelerator is made of."""
     path, label = _find(name_or_path)
-    return read_description(path, label, dataflow, overrides).to_accel()
+    return read_description(path, label, dataflow, overrides)
+
+
+def description_yaml(description: Description) -> str:
+    """The text of a .yaml file that reads as this description again."""
+    data = description.model_dump()
+    for key in ("about", "sources"):
+        if not data[key]:
+            del data[key]
+    for buffer in data["buffers"].values():
+        if buffer["kib"].is_integer():
+            buffer["kib"] = int(buffer["kib"])
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=88)
 
 
 def read_description(
@@ -208,7 +229,7 @@ def _apply(data: dict, dataflow: str | None, overrides: Mapping[str, object]) ->
         else:
             place[last] = _value(value)
             changed[path] = f"{key}={value}"
-            sources = data.get("sources")
+            sources = data.setdefault("sources", {})
             if isinstance(sources, dict):
                 sources[path] = f"set by the user ({key}={value})"
     return changed

@@ -72,9 +72,31 @@ def test_show_takes_settings_and_says_who_set_them(fsim):
     assert found["sources"]["array.rows"] == "set by the user (rows=3)"
 
 
+@pytest.mark.parametrize("name", list_accels())
+def test_show_yaml_prints_a_file_that_gives_the_same_accelerator(fsim, tmp_path, name):
+    for settings in ((), ("--dataflow", "os", "--set", "cols=5")):
+        printed = fsim("accel", "show", name, "--yaml", *settings)
+        assert printed.exit_code == 0, printed.output
+        path = tmp_path / "mine.yaml"
+        path.write_text(printed.stdout)
+        assert fsim("accel", "check", path).stdout.startswith(f"ok: {name}, ")
+        wanted = load_accel(name, "os", {"cols": "5"}) if settings else load_accel(name)
+        assert load_accel(path) == wanted
+
+
+def test_show_tells_where_no_source_is_given(fsim, tmp_path):
+    data = yaml.safe_load((PRESETS / "systolic.yaml").read_text())
+    del data["sources"], data["about"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    result = fsim("accel", "show", tmp_path / "mine.yaml")
+    assert result.stdout.endswith("Where the numbers come from: the description does not say\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("systolic", "--yaml", "--json"), "--yaml must be given without --json and --gemm"),
+        (("systolic", "--yaml", "--set", "rows=0"), "array.rows must be >= 1, got 0"),
         (("nope",), "accelerator must be one of"),
         (("systolic", "--set", "rows"), "a setting must be KEY=VALUE, got 'rows'"),
         (("systolic", "--set", "rowz=3"), "did you mean rows?"),

@@ -10,6 +10,7 @@ import click
 from fsim.cli.group import one_line
 from fsim.cli.options import ShapeType, accel_options, json_option, load_accel_option
 from fsim.cli.tables import pairs, print_json, table
+from fsim.errors import ConfigError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,14 +64,29 @@ def _summary(machine) -> dict:
     metavar="M,K,N",
     help="Also print the cycles of the product (M x K)(K x N).",
 )
+@click.option(
+    "--yaml", "as_yaml", is_flag=True, help="Print the description as a .yaml file to edit."
+)
 @json_option
-def show(name, settings, dataflow, shape, as_json):
+def show(name, settings, dataflow, shape, as_yaml, as_json):
     """Sizes, memories, components and the sources of every number.
 
     Components are what a fault can name: its bits, how many there are, its kind
     (register, net, memory), what it carries and which backends serve it.
+
+    \b
+    fsim accel show systolic --yaml > mine.yaml
     """
+    if as_yaml and (as_json or shape):
+        raise ConfigError("--yaml must be given without --json and --gemm")
     machine = load_accel_option(name, settings, dataflow)
+    if as_yaml:
+        from fsim.accel_models.load import description_yaml, load_description
+        from fsim.parse import parse_assignments
+
+        description = load_description(name, dataflow, parse_assignments(settings))
+        click.echo(description_yaml(description), nl=False)
+        return
     components = [_component(machine, component) for component in machine.components]
     cycles = machine.schedule.cycles(machine, *shape) if shape else None
     if as_json:
@@ -117,8 +133,11 @@ def show(name, settings, dataflow, shape, as_json):
     )
     if shape:
         click.echo(f"\ncycles of ({shape[0]} x {shape[1]})({shape[1]} x {shape[2]}): {cycles}")
-    click.echo("\nWhere the numbers come from:")
-    click.echo(pairs((f"  {key}", source) for key, source in machine.sources.items()))
+    if machine.sources:
+        click.echo("\nWhere the numbers come from:")
+        click.echo(pairs((f"  {key}", source) for key, source in machine.sources.items()))
+    else:
+        click.echo("\nWhere the numbers come from: the description does not say")
 
 
 _OVERFLOW = {"wrap": "sums wrap", "saturate": "sums saturate"}
@@ -143,7 +162,6 @@ def _memory(buffer) -> str:
 def check(file, as_json):
     """Check a description file; exit code 2 and every problem if it is not valid."""
     from fsim.accel_models.load import read_description
-    from fsim.errors import ConfigError
 
     try:
         description = read_description(file, str(file))
