@@ -92,7 +92,9 @@ class VectorReport:
     """What `verify_vectors` found.
 
     machine     family, dataflow and size that ran
-    tallies     one a kind of check
+    vectors     faults that were checked, of `total` in the file
+    tallies     one a kind of check; a vector is two or three checks (result, masked
+                flag, waveform), and so is each product without faults
     mismatches  the first of each kind of check that failed
     """
 
@@ -100,6 +102,8 @@ class VectorReport:
     design: str
     machine: str
     backend: str
+    vectors: int
+    total: int
     tallies: tuple[Tally, ...]
     mismatches: tuple[Mismatch, ...]
     seconds: float
@@ -242,7 +246,8 @@ def verify_vectors(
     book = _Book()
     golden = [_check_case(accel, runner, case, c, book) for c, case in enumerate(vectors.cases)]
     claims = {c.name for c in accel.components if backend in c.backends}
-    for v in sample(len(vectors.vectors), every):
+    drawn = sample(len(vectors.vectors), every)
+    for v in drawn:
         vector = vectors.vectors[v]
         _check_vector(accel, runner, vectors.cases[vector.case], vector, v, golden, claims, book)
     return VectorReport(
@@ -250,6 +255,8 @@ def verify_vectors(
         design=vectors.design,
         machine=f"{accel.name} {accel.dataflow} {accel.rows}x{accel.cols}",
         backend=backend,
+        vectors=len(drawn),
+        total=len(vectors.vectors),
         tallies=tuple(Tally(check, *counts) for check, counts in book.counts.items()),
         mismatches=tuple(book.first.values()),
         seconds=time.perf_counter() - start,

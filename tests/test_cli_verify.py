@@ -15,6 +15,7 @@ import torch
 from fsim import __version__
 from fsim.cli.options import use_threads
 from fsim.errors import ConfigError
+from fsim.simulator.vectors import read_vectors
 from fsim.simulator.verify import builtin_vectors
 from tests.test_layout import ROOT
 
@@ -33,6 +34,9 @@ def test_verify_runs_every_built_in_file_with_every_backend(fsim):
     for item in report["vectors"]:
         assert item["failed"] == 0 < item["passed"]
         assert item["every"] == 40
+        assert item["vectors"] == -(-item["vectors_in_file"] // 40)
+    in_files = {item["file"]: item["vectors_in_file"] for item in report["vectors"]}
+    assert in_files == {path.name: len(read_vectors(path).vectors) for path in builtin_vectors()}
 
 
 def test_verify_prints_a_table_and_the_total(fsim):
@@ -41,8 +45,10 @@ def test_verify_prints_a_table_and_the_total(fsim):
     lines = result.stdout.splitlines()
     for path in builtin_vectors():
         (row,) = [line for line in lines if line.startswith(path.name)]
-        assert " replay " in row and " 1 in 40 " in row
-    assert lines[-1].split()[1:4] == ["passed,", "0", "failed"]
+        total = len(read_vectors(path).vectors)
+        assert " replay " in row and f" {-(-total // 40)} of {total} " in row
+    assert lines[-1].split()[2:5] == ["passed,", "0", "failed"]
+    assert "vectors: faults, 4,940 in 7 files" in lines
 
 
 def test_verify_compares_backends_on_random_products(fsim):

@@ -122,6 +122,8 @@ def _vector_json(report, step: int) -> dict:
         "machine": report.machine,
         "backend": report.backend,
         "every": step,
+        "vectors": report.vectors,
+        "vectors_in_file": report.total,
         "passed": report.passed,
         "failed": report.failed,
         "skipped": report.skipped,
@@ -137,22 +139,26 @@ def _print(reports, kernels, failed: int, elapsed: float):
             report.path.name,
             report.machine,
             report.backend,
-            "all" if step == 1 else f"1 in {step}",
+            f"{report.vectors} of {report.total}",
             report.passed,
             report.failed,
             report.skipped,
             f"{report.seconds:.1f}",
         )
-        for report, step in reports
+        for report, _ in reports
     ]
-    numbers = ("pass", "fail", "skip", "s")
-    click.echo(table(("vectors", "machine", "backend", "vectors run", *numbers), rows, numbers))
-    click.echo("\npass, fail: results, masked flags, cycles and waveforms compared whole")
+    numbers = ("vectors", "pass", "fail", "skip", "s")
+    click.echo(table(("file", "machine", "backend", *numbers), rows, numbers))
+    files = {report.path: report.total for report, _ in reports}
+    click.echo(f"\nvectors: faults, {sum(files.values()):,} in {_count(len(files), 'file')}")
+    click.echo("pass, fail, skip: checks. A vector has two or three, each compared whole: result,")
+    click.echo("  masked flag and, where the file has one, waveform; a product without faults has")
+    click.echo("  result, cycles and waveform")
     click.echo("skip: the backend does not serve that component, or keeps no waveform")
     if kernels:
         click.echo("\nRandom products with random faults, against the cycle-level reference:")
         rows = [(row.machine, row.backend, row.passed, row.failed) for row in kernels]
-        click.echo(table(("machine", "backend", "pass", "fail"), rows, numbers))
+        click.echo(table(("machine", "backend", "pass", "fail"), rows, ("pass", "fail")))
     for report, _ in reports:
         if report.first:
             click.echo(f"\nfirst difference, {report.path.name}, {report.backend}: {report.first}")
@@ -160,4 +166,8 @@ def _print(reports, kernels, failed: int, elapsed: float):
         if row.first:
             click.echo(f"\nfirst difference, {row.machine}, {row.backend}: {row.first}")
     passed = sum(report.passed for report, _ in reports) + sum(row.passed for row in kernels)
-    click.echo(f"\n{passed} passed, {failed} failed in {elapsed:.0f} s")
+    click.echo(f"\nchecks: {passed} passed, {failed} failed in {elapsed:.0f} s")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
