@@ -83,24 +83,80 @@ def explain_rows(placement: Placement, image: np.ndarray, rows: np.ndarray) -> d
     }
 
 
+def bits_struck(row, bits: int) -> str:
+    """The masks of a row in words: "bit 1 flipped", "bits 6, 7 stuck at 1"."""
+    low = [int(row[f"{name}_mask"]) & ((1 << bits) - 1) for name in ("and", "or", "xor")]
+    kept, ones, flipped = low
+    zeros = ~kept & ~ones & ((1 << bits) - 1)
+    parts = []
+    # An inverted stuck-at is stuck at the other value.
+    for mask, what in (
+        (flipped & kept & ~ones, "flipped"),
+        ((zeros & ~flipped) | (ones & flipped), "stuck at 0"),
+        ((ones & ~flipped) | (zeros & flipped), "stuck at 1"),
+    ):
+        found = [str(bit) for bit in range(bits) if mask >> bit & 1]
+        if found:
+            parts.append(f"bit{'s' if len(found) > 1 else ''} {', '.join(found)} {what}")
+    return "; ".join(parts) or "no bit changed"
+
+
+def word_place(placement: Placement, component: str, layer: int, word: int, residency: int) -> str:
+    """Where in its tensor a memory word lies, by the addresses of `lower.py`."""
+    op = placement.program.ops[layer]
+    if component == "weights":
+        return _coordinates(op.weight.shape, ("output", "input", "kernel y", "kernel x"), word)
+    tensor = op
+    if component == "acts" and residency > 0:  # a fetch of what the layer reads
+        slot, _ = placement.fetch_of(op, residency)
+        tensor = placement.program.ops[op.inputs[int(slot)]]
+    if tensor.channels_last:
+        place = _coordinates(tensor.layout, ("y", "x", "channel"), word)
+    elif len(tensor.layout) == 1:
+        place = _coordinates(tensor.layout, ("feature",), word)
+    else:
+        place = _coordinates(tensor.layout, [f"axis {i}" for i in range(len(tensor.layout))], word)
+    return place if tensor is op else f"{place} of {tensor.name}"
+
+
+def _coordinates(shape, names, word: int) -> str:
+    return ", ".join(f"{name} {int(at)}" for name, at in zip(names, np.unravel_index(word, shape)))
+
+
+def _word_bits(placement: Placement, component, row) -> int:
+    """Width of the word that a row strikes."""
+    if component.kind == "memory":
+        for block in placement.blocks:
+            if block.component == component.name and block.layer == int(row["layer"]):
+                later = int(row["first"]) > 0 and component.name == "acts"
+                if not later or block.first > 0:
+                    return block.bits
+    return component.bits
+
+
 def _describe(placement: Placement, row) -> dict:
     """One row in words."""
     component = placement.accel.components[int(row["component"])]
     layer = int(row["layer"])
+    bits = _word_bits(placement, component, row)
     text = {
         "component": component.name,
         "layer": placement.program.ops[layer].name if layer >= 0 else "all layers",
         "what": component.about,
-        "bits": component.bits,
+        "bits": bits,
     }
     if int(row["word"]) >= 0:
-        text["word"], text["residency"] = int(row["word"]), int(row["first"])
+        word, residency = int(row["word"]), int(row["first"])
+        text["word"] = word
+        text["place"] = word_place(placement, component.name, layer, word, residency)
+        text["residency"] = residency
     else:
         text["row"], text["col"] = int(row["row"]), int(row["col"])
-        last = int(row["last"])
+        first, last = int(row["first"]), int(row["last"])
         text["effect"] = EFFECTS[int(row["effect"])]
-        text["cycles"] = f"{int(row['first'])} to {'the end' if last == FOREVER else last}"
+        text["cycles"] = f"{first} to {'the end' if last == FOREVER else last}"
     text["masks"] = (
         f"and {int(row['and_mask']):#x}, or {int(row['or_mask']):#x}, xor {int(row['xor_mask']):#x}"
     )
+    text["struck"] = bits_struck(row, bits)
     return text
