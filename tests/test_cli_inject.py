@@ -519,7 +519,7 @@ def test_the_curve_falls_and_stops_where_memory_ends(fsim, tmp_path, monkeypatch
     hit = report["critical_given_a_flip"]
     assert set(hit["by_component"]) == {"weights"} and hit["low"] <= hit["estimate"] <= hit["high"]
     assert hit["flips"] == 2000
-    monkeypatch.setattr("fsim.cli.inject.BYTES_A_FAULT", 1 << 20)
+    monkeypatch.setattr("fsim.cli.inject_plan.BYTES_A_FAULT", 1 << 20)
     monkeypatch.setattr("fsim.machine.available_memory", lambda: 4 << 30)
     short = fsim(*run)
     assert short.exit_code == 0, short.output

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import sys
 import time
-from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import click
 
+from fsim.cli.inject_plan import (
+    REPORT_FILES,
+    check_outputs,
+    check_size,
+    make_plan,
+    most_faults,
+    print_plan,
+    seconds_needed,
+)
+from fsim.cli.inject_report import (
+    MEMORIES,
+    Struck,
+    add_curve,
+    make_report,
+    one_a_image,
+    outcome_rows,
+    report_text,
+)
 from fsim.cli.options import (
     Probability,
     accel_options,
@@ -24,13 +38,8 @@ from fsim.cli.options import (
     threads_option,
     use_threads,
 )
-from fsim.cli.tables import pairs, print_json, table
+from fsim.cli.tables import print_json
 from fsim.errors import ConfigError, FsimError, TraceError
-
-MEMORIES = ("acts", "weights", "psums")
-
-REPORT_FILES = ("report.json", "ber_curve.png")
-"""What --out may hold."""
 
 
 def network_options(command):
@@ -256,12 +265,12 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
                 raise FsimError(
                     f"image of a fault must be in 0..{len(session.images) - 1}, got {fault.image}"
                 )
-    plan = _plan(session, space, described, trials)
-    _check_size(plan, trace)
-    _check_outputs(trace, out)
+    plan = make_plan(session, space, described, trials)
+    check_size(plan, trace)
+    check_outputs(trace, out)
     if dry_run:
-        plan["seconds"] = _seconds(session, space, chosen, plan, seed, backend)
-        _print_plan(plan, session, described, as_json)
+        plan["seconds"] = seconds_needed(session, space, chosen, plan, seed, backend)
+        print_plan(plan, session, described, as_json)
         return
     task = {**session.identity, "faults": described, "seed": seed, "trials": trials,
             "select": names, "rng_version": _rng_version()}  # fmt: skip
@@ -270,7 +279,7 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
     if as_json:
         print_json(report)
     else:
-        click.echo(_text(report, session))
+        click.echo(report_text(report, session))
 
 
 def _names(text: str | None, option: str) -> list[str] | None:
@@ -299,161 +308,10 @@ def _check_sites(space, chosen, described) -> None:
         chosen.rows(space, 0, np.zeros(0, np.int64), Draws(0))  # raises where there is no site
 
 
-POSSIBLE = ("masked", "sdc_benign", "sdc_critical")
-"""Outcomes of a machine without error correction, detection or watchdog."""
-
-BYTES_A_FAULT = 250
-"""Peak memory of a drawn fault: its row, sorted copies and masks."""
-
-
-def memory_limit() -> int:
-    """Bytes that a run may plan to take: half of what is free, 4 GiB if that is not known."""
-    from fsim.machine import available_memory
-
-    free = available_memory()
-    return 4 << 30 if free is None else free // 2
-
-
-def _check_size(plan: dict, trace) -> None:
-    """Refuse what cannot be held, before anything runs."""
-    from fsim.simulator.trace import MAX_BYTES
-    from fsim.simulator.trace_format import OUTCOME
-    from fsim.types import FAULT
-
-    need, limit = plan["memory_mib"], memory_limit() / 2**20
-    flips, trials, images = (
-        plan[name] for name in ("expected_faults_per_trial", "trials", "images")
-    )
-    what = f"{flips:.6g} faults in each of {trials} trials with {images} images"
-    if need > limit:
-        raise ConfigError(
-            f"a run must take at most {limit:,.0f} MiB, half of the memory that is free, got about "
-            f"{need:,.0f} MiB for {what}"
-        )
-    size = trials * (flips * FAULT.itemsize + images * OUTCOME.itemsize)
-    if trace is not None and size > MAX_BYTES:
-        raise ConfigError(
-            f"a trace must hold at most {MAX_BYTES >> 20:,} MiB, got about {size / 2**20:,.0f} "
-            f"MiB for {what} ({trace})"
-        )
-
-
 def _rng_version() -> int:
     from fsim.simulator.sampling import RNG_VERSION
 
     return RNG_VERSION
-
-
-def _plan(session, space, described, trials) -> dict:
-    """Sites, exposed bits, expected flips and memory, before anything runs."""
-    images = len(session.images)
-    exposed: Counter = Counter()
-    for block in space.blocks:
-        exposed[block.component] += block.exposed_bits
-    plan = {
-        "images": images,
-        "trials": trials,
-        "exposed_bits_per_image": dict(exposed),
-        "register_sites_per_image": sum(site.sites for site in space.registers),
-        "cycles_per_image": sum(
-            session.placement.cycles(op.index) for op in session.program.array_ops
-        ),
-        "macs_per_image": sum(low.macs for low in session.placement.lowered.values()),
-    }
-    if described["kind"] == "ber":
-        hw_batch = described["hw_batch"] or images
-        writes = {"weights": -(-images // hw_batch), "acts": images, "psums": images}
-        flips = sum(described[name] * bits * writes[name] for name, bits in exposed.items())
-    elif described["kind"] == "seu-rate":
-        kinds = [component.kind for component in session.placement.accel.components]
-        bits = sum(s.sites for s in space.registers if kinds[s.component] == "register")
-        flips = described["rate"] * bits * images
-    elif described["kind"] == "explicit":
-        flips = len(described["faults"])
-    else:
-        flips = 1 if described["kind"].startswith("stuck") else images
-    plan["expected_faults_per_trial"] = flips
-    largest = max(int(_product(op.shape)) for op in session.program.ops)
-    # Faults of a trial, a batch of the largest tensor, the images, outcomes of all trials.
-    memory = flips * BYTES_A_FAULT + 128 * largest * 16 + session.images.nbytes
-    memory += trials * (images + 200)
-    plan["memory_mib"] = round(memory / 2**20, 1)
-    return plan
-
-
-def _check_outputs(trace, out) -> None:
-    """Refuse what the run could not write at its end, and outputs in each other's place."""
-    files = [] if out is None else [out / name for name in REPORT_FILES]
-    for path in [*files, trace]:
-        if path is None:
-            continue
-        real = Path(os.path.realpath(path))
-        if (real.exists() and not real.is_file()) or real.is_symlink():
-            raise ConfigError(
-                f"an output must be a regular file, got a folder, device or circle of links "
-                f"({path})"
-            )
-    if out is not None and trace is not None:
-        parts = os.path.realpath(f"{trace}.parts")
-        inside = os.path.commonpath([parts, os.path.realpath(out)]) == parts
-        if inside or os.path.realpath(trace) in map(os.path.realpath, [out, *files]):
-            raise ConfigError(f"--trace and --out must be two places, got {trace} and {out}")
-    if out is not None and out.is_dir():
-        with TemporaryFile(dir=out):  # a folder that cannot be written is known now
-            pass
-
-
-def _product(shape) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
-
-
-def _seconds(session, space, chosen, plan, seed, backend) -> float:
-    """Seconds that the trials will take: a trial of a few images, timed."""
-    import numba
-
-    from fsim.simulator.inject import golden_run, run_trials
-
-    count = min(16, plan["images"])
-    golden = golden_run(session.placement, session.images[:count], session.labels[:count])
-    times = []
-    for _ in range(2):  # the first may compile
-        begin = time.monotonic()
-        sample = run_trials(
-            space, golden, chosen, seed=seed, trials=[0], backend=backend, threads=1
-        )
-        for _ in sample:
-            times.append(time.monotonic() - begin)
-    threads = min(numba.get_num_threads(), plan["trials"])
-    return min(times) / count * plan["images"] * plan["trials"] / threads
-
-
-def _print_plan(plan: dict, session, described, as_json: bool) -> None:
-    if as_json:
-        print_json(plan)
-        return
-    accel = session.placement.accel
-    rows = [
-        ("network", session.identity["model"]),
-        ("accelerator", f"{accel.name} ({accel.dataflow}), {accel.rows} x {accel.cols} PEs"),
-        ("faults", _describe(described)),
-    ]
-    rows += [
-        (name.replace("_", " ").replace("mib", "(MiB)"),
-         f"{value:,}" if isinstance(value, int)
-         else f"about {value:.2g}" if name == "seconds" else f"{value:,.6g}")
-        for name, value in plan.items() if not isinstance(value, dict)
-    ]  # fmt: skip
-    rows += [(f"exposed bits, {name}", f"{bits:,}")
-             for name, bits in plan["exposed_bits_per_image"].items()]  # fmt: skip
-    click.echo(pairs(rows))
-
-
-def _interval(interval) -> dict:
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high,
-            "method": interval.method}  # fmt: skip
 
 
 def _run(session, space, chosen, described, task, plan, flips, trace, resume, overwrite, out,
@@ -470,7 +328,7 @@ def _run(session, space, chosen, described, task, plan, flips, trace, resume, ov
     writer = None
     outcomes, accuracy = {}, {}
     struck = Struck(session.identity["components"], session.identity["layers"],
-                    _one_a_image(described))  # fmt: skip
+                    one_a_image(described))  # fmt: skip
     progress = None
     try:
         writer, done = _open_trace(trace, task, resume, overwrite)
@@ -496,11 +354,14 @@ def _run(session, space, chosen, described, task, plan, flips, trace, resume, ov
         seconds = time.monotonic() - begin
         if writer is not None:
             writer.close()
-        report = _report(session, chosen, described, task, plan, golden, outcomes, accuracy, struck,
-                         {"clean": clean_s, "trials": seconds})  # fmt: skip
+        report = make_report(
+            session, chosen, described, task, plan, golden, outcomes, accuracy, struck,
+            {"clean": clean_s, "trials": seconds},
+        )  # fmt: skip
         picture = None
         if described["kind"] == "ber" and flips and any(described[n] for n in MEMORIES):
-            picture = _add_curve(report, session, space, golden, chosen, task["seed"], flips, out)
+            picture = add_curve(report, session, space, golden, chosen, task["seed"], flips,
+                                most_faults(), out)  # fmt: skip
         if out is not None:
             _write(out, report, picture)
     except BaseException as error:
@@ -531,50 +392,11 @@ def _write(out, report, picture) -> None:
     """The report and, if there is one, the picture of its curve."""
     from fsim.files import atomic_write_all
 
-    contents = [json.dumps(report, indent=2, allow_nan=False).encode()]
+    contents = [json.dumps(report, indent=2, allow_nan=False).encode() + b"\n"]
     contents += [] if picture is None else [picture]
     with atomic_write_all(*(out / name for name, _ in zip(REPORT_FILES, contents))) as files:
         for file, content in zip(files, contents):
             file.write(content)
-
-
-def _report(session, chosen, described, task, plan, golden, outcomes, accuracy, struck,
-            seconds) -> dict:  # fmt: skip
-    """What the trials found, as JSON values."""
-    import numpy as np
-
-    from fsim.simulator.statistics import summarise
-
-    order = sorted(outcomes)
-    summary = summarise(np.stack([outcomes[t] for t in order]), unit=chosen.unit)
-    accuracies = np.array([accuracy[t] for t in order])
-    return {
-        "model": task["model"],
-        "accel": session.placement.accel.name,
-        "dataflow": session.placement.accel.dataflow,
-        "array": [session.placement.accel.rows, session.placement.accel.cols],
-        "faults": described,
-        "select": task["select"],
-        "seed": task["seed"],
-        "plan": plan,
-        "accuracy": {"clean": golden.accuracy, "faulty_mean": float(accuracies.mean()),
-                     "faulty_min": float(accuracies.min()),
-                     "faulty_max": float(accuracies.max())},
-        "outcomes": {name: _outcome(name, summary.counts[name], share)
-                     for name, share in summary.shares.items()},
-        "faults_by": [{"component": c, "layer": x, "faults": k}
-                      for (c, x), k in sorted(struck.faults.items())],
-        "outcomes_by_bit": struck.table() if _one_a_image(described) else None,
-        "seconds": seconds,
-        "notes": list(session.notes),
-    }  # fmt: skip
-
-
-def _outcome(name: str, count: int, share) -> dict:
-    if name in POSSIBLE:
-        return {"count": count, **_interval(share)}
-    return {"count": count, "estimate": 0.0, "low": 0.0, "high": 0.0,
-            "method": "cannot occur: nothing corrects, detects or watches"}  # fmt: skip
 
 
 def _open_trace(trace, task, resume, overwrite):
@@ -616,213 +438,3 @@ def _recall(writer, session, outcomes, accuracy, struck, golden):
             struck.count(stored.faults_of(int(trial)), mine["outcome"])
 
 
-def _one_a_image(described: dict) -> bool:
-    """Whether every image has exactly one event, to which its outcome belongs."""
-    return described["kind"] in ("seu", "mbu", "transient", "intermittent")
-
-
-class Struck:
-    """Faults by component and layer; of single faults also outcomes by component and bit."""
-
-    def __init__(self, names, layers, single: bool):
-        self.names, self.layers, self.single = names, layers, single
-        self.faults: Counter = Counter()
-        self.bits: Counter = Counter()
-
-    def count(self, rows, outcome) -> None:
-        """Add the rows of trials; outcome (images,) of the trial they are all of."""
-        import numpy as np
-
-        if not len(rows):
-            return
-        pairs_, counts = np.unique(
-            np.stack([rows["component"], rows["layer"]]), axis=1, return_counts=True
-        )
-        for (component, layer), count in zip(pairs_.T, counts):
-            where = self.layers[layer] if layer >= 0 else "(all)"
-            self.faults[self.names[component], where] += int(count)
-        if self.single and outcome is not None:
-            masks = rows["xor_mask"] | rows["or_mask"]
-            for component, image, mask in zip(rows["component"], rows["image"], masks):
-                mask = int(mask)
-                bit = (mask & -mask).bit_length() - 1  # of several the lowest
-                self.bits[self.names[component], bit, int(outcome[image])] += 1
-
-    def table(self) -> list[dict]:
-        """Outcome counts of each component and bit."""
-        from fsim.simulator.statistics import OUTCOME_NAMES
-
-        found: dict[tuple, dict] = {}
-        for (name, bit, code), count in sorted(self.bits.items()):
-            row = found.setdefault((name, bit), {"component": name, "bit": bit, "faults": 0})
-            row["faults"] += count
-            row[OUTCOME_NAMES[code]] = count
-        return list(found.values())
-
-
-def outcome_rows(result, golden, count=None):
-    """The OUTCOME rows of a trial over the first `count` images (default: all)."""
-    import numpy as np
-
-    from fsim.simulator.trace import OUTCOME, tensor_digest
-
-    rows = np.zeros(len(result.outcome), OUTCOME)
-    rows["trial"], rows["image"] = result.trial, np.arange(len(rows))
-    rows["label"], rows["golden"] = golden.labels[:count], golden.top1[:count]
-    rows["faulty"], rows["outcome"] = result.top1, result.outcome
-    rows["digest"] = tensor_digest(result.acc)
-    return rows
-
-
-def _add_curve(report, session, space, golden, chosen, seed, flips, out) -> bytes | None:
-    """P(critical | one flip) and the accuracy curve; its picture as PNG if there is an `out`."""
-    import numpy as np
-
-    from fsim.fault_models.bit_errors import OneFlip
-    from fsim.simulator.curve import draw, quick_curve
-    from fsim.simulator.inject import run_trials
-    from fsim.simulator.statistics import Outcome, wilson
-
-    memories = tuple(name for name in MEMORIES if getattr(chosen, name))
-    repeats = -(-flips // len(golden.images))
-    critical = total = 0
-    split: dict[tuple[str, str], list[int]] = {}
-    names, layers = session.identity["components"], session.identity["layers"]
-    # Trial numbers apart from those of the main run.
-    for result in run_trials(
-        space, golden, OneFlip(memories), seed=seed, trials=range(1 << 29, (1 << 29) + repeats)
-    ):
-        wrong = result.outcome == Outcome.SDC_CRITICAL
-        critical, total = critical + int(wrong.sum()), total + len(wrong)
-        rows = result.rows
-        for number, layer in np.unique(np.stack([rows["component"], rows["layer"]]), axis=1).T:
-            here = (rows["component"] == number) & (rows["layer"] == layer)
-            tally = split.setdefault((names[number], layers[layer]), [0, 0])
-            tally[0] += int(wrong[here].sum())
-            tally[1] += int(here.sum())
-    whole: dict[str, list[int]] = {}
-    for (name, _), (k, n) in split.items():
-        whole[name] = [a + b for a, b in zip(whole.get(name, [0, 0]), (k, n))]
-    report["critical_given_a_flip"] = {
-        **_interval(wilson(critical, total)), "flips": total,
-        "by_component": {name: {"critical": k, "flips": n, **_interval(wilson(k, n))}
-                         for name, (k, n) in sorted(whole.items())},
-        "by_layer": [{"component": name, "layer": layer, "critical": k, "flips": n,
-                      **_interval(wilson(k, n))}
-                     for (name, layer), (k, n) in sorted(split.items())],
-    }  # fmt: skip
-    most = memory_limit() // BYTES_A_FAULT
-    found = quick_curve(space, golden, chosen, seed=seed, most_faults=most)
-    report["curve"] = {
-        "ber": list(found.ber),
-        "accuracy": list(found.accuracy),
-        "trials": list(found.trials),
-        "images": found.images,
-        "ber_at_one_point_drop": found.ber_at_drop,
-        "low": found.low,
-        "high": found.high,
-    }
-    if out is None:
-        return None
-    report["curve"]["picture"] = str(out / "ber_curve.png")
-    content = io.BytesIO()  # the drawing library would not tell a full disk from other errors
-    title = f"{report['model']} on {report['accel']} ({report['dataflow']})"
-    chosen_layers = report["select"]["layers"]
-    title += f", {', '.join(chosen_layers)}" if chosen_layers else ""
-    what = "all memories" if len(memories) == len(MEMORIES) else " and ".join(memories)
-    draw(found, content, title, what)
-    return content.getvalue()
-
-
-def _text(report: dict, session) -> str:
-    """The report for people."""
-    accuracy, plan = report["accuracy"], report["plan"]
-    rows, cols = report["array"]
-    lines = [
-        pairs([
-            ("network", f"{report['model']}, {plan['images']} images, "
-                        f"{plan['macs_per_image']:,} MACs an image"),
-            ("accelerator", f"{report['accel']} ({report['dataflow']}), {rows} x {cols} PEs, "
-                            f"{plan['cycles_per_image']:,} cycles an image"),
-            ("faults", _describe(report["faults"])),
-            *_exposed(report),
-            ("trials", f"{plan['trials']} in {report['seconds']['trials']:.1f} s, "
-                       f"{plan['expected_faults_per_trial']:.6g} faults expected in each"),
-            ("clean accuracy", f"{100 * accuracy['clean']:.2f} %"),
-            ("faulty accuracy", f"{100 * accuracy['faulty_mean']:.2f} % (trials "
-                                f"{100 * accuracy['faulty_min']:.2f} to "
-                                f"{100 * accuracy['faulty_max']:.2f} %)"),
-        ]),
-        "",
-        table(
-            ["outcome", "count", "share", "95 % interval"],
-            [[name.replace("_", "-"), o["count"], f"{100 * o['estimate']:.3f} %",
-              f"{100 * o['low']:.3f} .. {100 * o['high']:.3f} %"]
-             for name, o in report["outcomes"].items() if name in POSSIBLE],
-            right=["count", "share"],
-        ),
-        "",
-        _faults_table(report),
-    ]  # fmt: skip
-    if "curve" in report:
-        hit, curve = report["critical_given_a_flip"], report["curve"]
-        at = curve["ber_at_one_point_drop"]
-        lines += [
-            "",
-            f"P(critical | a flip)       {100 * hit['estimate']:.3f} % "
-            f"({100 * hit['low']:.3f} .. {100 * hit['high']:.3f} %, {hit['flips']} flips)",
-            "accuracy falls by a point  "
-            + (f"at a bit error rate of about {at:.2g} ({_limit(curve['low'])} .. "
-               f"{_limit(curve['high'])})" if at
-               else f"nowhere up to a rate of {curve['ber'][-1]:.2g}"),
-        ]
-        if "picture" in curve:
-            lines.append(f"curve                      {curve['picture']}")
-    lines += [f"note: {note}" for note in report["notes"]]
-    return "\n".join(lines)
-
-
-def _limit(rate: float | None) -> str:
-    return "?" if rate is None else f"{rate:.1e}"
-
-
-def _exposed(report: dict) -> list[tuple[str, str]]:
-    """What the faults choose from, as a line of the report."""
-    plan, faults = report["plan"], report["faults"]
-    if faults["kind"] == "ber":
-        bits = {n: b for n, b in plan["exposed_bits_per_image"].items() if faults[n]}
-        text = ", ".join(f"{name} {count:,}" for name, count in bits.items())
-        return [("exposed bits", f"{text} an image")] if text else []
-    if faults["kind"] == "explicit":
-        return []
-    return [("register sites", f"{plan['register_sites_per_image']:,} bits x cycles an image")]
-
-
-def _faults_table(report: dict) -> str:
-    """Faults by component and layer; with --ber also how many single flips were critical."""
-    head, right = ["component", "layer", "faults"], ["faults"]
-    rows = [[f["component"], f["layer"], f["faults"]] for f in report["faults_by"]]
-    flips = report.get("critical_given_a_flip", {}).get("by_layer")
-    if flips:
-        head, right = [*head, "single flips", "critical"], [*right, "single flips", "critical"]
-        tally = {(f["component"], f["layer"]): f for f in flips}
-        struck = {(row[0], row[1]): row[2] for row in rows}
-        rows = [
-            [*key, struck.get(key, 0), *(tally[key][n] if key in tally else 0
-                                         for n in ("flips", "critical"))]
-            for key in sorted(set(struck) | set(tally))
-        ]  # fmt: skip
-    return table(head, rows, right=right)
-
-
-def _describe(faults: dict) -> str:
-    if faults["kind"] == "ber":
-        batch = faults["hw_batch"] or "all"
-        rates = ", ".join(f"{name} {faults[name]:g}" for name in MEMORIES)
-        return f"bit errors, per bit and residency: {rates}; weights written every {batch} image(s)"
-    if faults["kind"] == "seu-rate":
-        return f"single-event upsets, {faults['rate']:g} per register bit and cycle"
-    if faults["kind"] == "explicit":
-        return "; ".join(faults["faults"])
-    each = "trial" if faults["kind"].startswith("stuck") else "image"
-    return f"one random {faults['kind']} for each {each}"

@@ -32,7 +32,8 @@ def replay(trace, model, backend, sample, sample_images, threads, as_json):  # f
     use_threads(threads)
     import numpy as np
 
-    from fsim.cli.inject import MAX_HW_BATCH, outcome_rows
+    from fsim.cli.inject import MAX_HW_BATCH
+    from fsim.cli.inject_report import outcome_rows
     from fsim.cli.session import from_task
     from fsim.simulator.inject import run_rows
     from fsim.simulator.sites import check_rows
