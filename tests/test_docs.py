@@ -1,0 +1,124 @@
+"""The examples and tables of docs/ are true."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from fsim.accel_models.load import OVERRIDES, load_accel
+from fsim.accel_models.schema import CHOICES, FAMILIES, NUMBERS
+from fsim.cli.session import open_session
+from fsim.fault_models.network import network_rows
+from fsim.parse import parse_fault
+from fsim.simulator.explain import bits_struck
+from fsim.simulator.sites import select
+from fsim.types import Fault
+from tests.test_layout import ROOT
+
+DOCS = ROOT / "docs"
+
+
+def document(name: str) -> str:
+    return (DOCS / name).read_text("utf-8")
+
+
+def block(name: str, language: str) -> str:
+    """The one code block of a language in a document."""
+    (found,) = re.findall(rf"```{language}\n(.*?)```", document(name), re.DOTALL)
+    return found
+
+
+def first_cells(text: str) -> set[str]:
+    """What stands in code style in the first column of a document's tables."""
+    return {
+        name
+        for line in text.splitlines()
+        if line.startswith("| ")
+        for name in re.findall(r"`([^`]+)`", line.split("|")[1])
+    }
+
+
+def test_the_example_accelerator_is_valid_and_has_every_key(fsim, tmp_path):
+    path = tmp_path / "example.yaml"
+    path.write_text(block("accelerators.md", "yaml"))
+    assert fsim("accel", "check", path).stdout.startswith("ok: edge-npu, ")
+    accel = load_accel(path)
+    assert (accel.rows, accel.cols, accel.acc_bits, accel.overflow) == (12, 16, 24, "wrap")
+    assert accel.buffers["acts"].double_buffered and not accel.buffers["psums"].double_buffered
+    for key in (*NUMBERS, *CHOICES):
+        assert f" {key.split('.')[-1]}:" in f" {path.read_text()}".replace("\n", " ")
+    result = fsim("inject", "--accel", path, "--images", 2, "--trials", 1, "--no-curve")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_accelerator_tables_name_what_there_is():
+    text = document("accelerators.md")
+    cells = first_cells(text)
+    for key in (*NUMBERS, *CHOICES, "name", "family", "about", "sources"):
+        memory = re.sub(r"buffers\.\w+\.", "buffers.M.", key)
+        assert memory in cells, key
+    assert set(FAMILIES) <= cells
+    for name in OVERRIDES:
+        assert name in cells or name.startswith("buffers."), name
+
+
+def test_the_example_network_runs(fsim, tmp_path, monkeypatch):
+    (tmp_path / "docnet.py").write_text(block("networks.md", "python"))
+    monkeypatch.chdir(tmp_path)
+    result = fsim("inject", "--model", "docnet:make", "--images", 4, "--trials", 1, "--no-curve")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("note: weights as the factory makes them (torch seed 0)\n")
+
+
+def test_the_example_of_quantisation_parameters_is_taken(fsim, tmp_path):
+    path = tmp_path / "scales.json"
+    path.write_text(block("networks.md", "json"))
+    given = json.loads(path.read_text())
+    program = open_session(
+        "digits-cnn", load_accel("systolic"), images=2, quant_params=given
+    ).program
+    ops = {op.name: op for op in program.ops}
+    assert ops["x"].scale == given["x"]["scale"] and not ops["x"].signed
+    assert ops["conv1"].scale == 0.015
+    assert (ops["conv1"].weight_scale == 0.02).all() and len(ops["conv1"].weight_scale) == 16
+    assert (ops["fc"].weight_scale == 0.004).all()
+    run = ("inject", "--images", 2, "--trials", 1, "--no-curve", "--quant-params", path)
+    assert fsim(*run).exit_code == 0
+
+
+def test_the_keys_of_a_fault_are_all_told():
+    assert set(Fault.__dataclass_fields__) <= first_cells(document("faults.md"))
+
+
+@pytest.fixture(scope="module")
+def space():
+    return select(open_session("digits-cnn", load_accel("systolic"), images=6).placement)
+
+
+def test_the_faults_of_the_document_exist(space):
+    texts = re.findall(r"fsim inject --fault (\S+)", document("faults.md"))
+    assert len(texts) == 3
+    rows = network_rows([parse_fault(text) for text in texts], space)
+    assert [bits_struck(row, bits) for row, bits in zip(rows, (8, 32, 32))] == [
+        "bit 7 flipped", "bit 24 flipped", "bit 7 stuck at 1"]  # fmt: skip
+    assert rows["xor_mask"][0] == -128
+    assert rows["image"].tolist() == [-1, 5, -1] and rows["layer"][2] == -1
+    conv2 = next(op for op in space.placement.program.ops if op.name == "conv2")
+    assert conv2.weight.shape == (32, 16, 3, 3)
+    assert np.unravel_index(1471, conv2.weight.shape) == (10, 3, 1, 1)
+
+
+def test_masks_of_signed_and_unsigned_words_are_stored_as_told(space):
+    signed = {op.name: op.signed for op in space.placement.program.ops}
+    assert signed["conv3"] and not signed["conv2"]
+    for layer, mask in (("conv3", -128), ("conv2", 128)):
+        (row,) = network_rows([Fault("acts", bit=7, word=0, layer=layer)], space)
+        assert row["xor_mask"] == mask
+    (row,) = network_rows([Fault("weights", bit=1, kind="flip", word=0, layer="conv2")], space)
+    assert (row["and_mask"], row["or_mask"], row["xor_mask"]) == (-1, 0, 2)
+    stuck = [Fault("psum", bit=1, kind=kind) for kind in ("stuck0", "stuck1")]
+    rows = network_rows(stuck, space)
+    assert (rows["and_mask"][0], rows["or_mask"][1]) == (-3, 2)
