@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -122,3 +124,17 @@ def test_masks_of_signed_and_unsigned_words_are_stored_as_told(space):
     stuck = [Fault("psum", bit=1, kind=kind) for kind in ("stuck0", "stuck1")]
     rows = network_rows(stuck, space)
     assert (rows["and_mask"][0], rows["or_mask"][1]) == (-3, 2)
+
+
+def test_the_product_of_the_readme_prints_what_it_says(fsim, tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text("utf-8")
+    code, printed = re.search(
+        r"```python\n(.*?)```\n\nprints\n\n```\n(.*?)```", text, re.S
+    ).groups()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, printed), done.stderr
+    command, printed = re.search(r"    fsim (gemm .*?)\n\n```\n(.*?)```", text, re.S).groups()
+    monkeypatch.chdir(tmp_path)
+    assert fsim(*command.replace("\\\n", " ").split()).stdout == printed

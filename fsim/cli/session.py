@@ -91,7 +91,9 @@ def open_session(
             else f"weights as the factory makes them (torch seed {FACTORY_SEED})"
         )
     name = loaded.default_data if data is None else data
-    stand_in = _stand_in(loaded, name, data_dir) if sizes_only and data is None else None
+    stand_in = (
+        _stand_in(loaded, name, data_dir) if sizes_only and data is data_dir is None else None
+    )
     if stand_in is not None:
         test = train = stand_in
         notes.append(f"images: random ones of {' x '.join(map(str, loaded.input_shape))}")
