@@ -24,6 +24,7 @@ from fsim.errors import FsimError
 COMMANDS: dict[str, tuple[str, str]] = {
     "inject": ("fsim.cli.inject:inject", "Faults in a network: accuracy, outcomes, curve."),
     "train": ("fsim.cli.train:train", "Train a network to bear faults."),
+    "calibrate": ("fsim.cli.calibrate:calibrate", "Statistical models that a machine amounts to."),
     "replay": ("fsim.cli.replay:replay", "Recompute every outcome of a trace from its rows."),
     "explain": ("fsim.cli.explain:explain", "What one fault of a trace did, layer by layer."),
     "faults": ("fsim.cli.faults:faults", "Hardware faults of accelerators and their models."),
