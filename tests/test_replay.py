@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fsim import Fault, FaultError, gemm
 from fsim.accel_models.load import load_accel
+from fsim.accel_models.plan import S_EVEN, S_ODD, Plan
 from fsim.fault_models.explicit import rows_of
 from fsim.simulator.replay import walk_outputs
 from fsim.types import FAULT, fault_table
@@ -207,3 +208,32 @@ def test_narrow_wrapping_sums_without_faults():
     out = gemm(a, a.T.copy(), accel=accel).out
     total = (40 * 127 * 127 + (1 << 16)) % (1 << 17) - (1 << 16)
     np.testing.assert_array_equal(out, np.full((2, 2), total))
+
+
+@pytest.mark.parametrize("dataflow", ["os", "ws"])
+def test_a_replay_with_its_double_buffers_swapped_does_not_pass(dataflow, monkeypatch):
+    """c1 and c2 of gemmini change roles every tile or fold; a plan that has them the wrong
+    way round gives the right answer for no fault that can be seen at all."""
+    accel = load_accel("gemmini-like", dataflow, {"rows": 3, "cols": 3})
+    a, b, d = operands(accel, 5, 7, 5, 3)
+    cycles = accel.schedule.cycles(accel, 5, 7, 5)
+    golden = gemm(a, b, d, accel=accel).out
+    real = Plan.table
+
+    def swapped(plan):
+        table = real(plan)
+        table[:, [S_EVEN, S_ODD]] = table[:, [S_ODD, S_EVEN]]
+        return table
+
+    caught = seen = 0
+    for name in ("c1", "c2"):
+        for cycle in range(cycles - 1):
+            table = fault_table(rows_of([Fault(name, 0, 1, 3, cycle=cycle)], accel, cycles))
+            expected = accel.cycle.run(accel, a, b, d, table)[0]
+            np.testing.assert_array_equal(replayed(accel, a, b, d, table, golden), expected)
+            with monkeypatch.context() as patch:
+                patch.setattr(Plan, "table", swapped)
+                wrong = replayed(accel, a, b, d, table, golden)
+            seen += not np.array_equal(expected, golden)
+            caught += not np.array_equal(wrong, expected)
+    assert seen > 20 and caught >= seen
