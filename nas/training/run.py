@@ -34,6 +34,27 @@ def first_difference(saved: dict, wanted: dict, path: str = "") -> str | None:
     return None
 
 
+def read_checkpoint(path: Path, identity: dict, command: str) -> dict:
+    """What `command` wrote for --resume; ConfigError unless it is of this configuration.
+
+    identity  JSON-ready; the file has its own as JSON under "identity"
+    """
+    if not path.is_file():
+        raise ConfigError(f"--resume needs the checkpoint of a run, got none at {path}")
+    try:
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        there = json.loads(saved["identity"])
+    except Exception as error:  # torch raises many kinds on damaged files
+        line = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"the checkpoint must be one of {command}, got {line} ({path})"
+        ) from error
+    difference = first_difference(there, identity)
+    if difference:
+        raise ConfigError(f"the checkpoint is of another configuration: {difference} ({path})")
+    return saved
+
+
 class Run:
     """Training that survives a kill.
 
@@ -54,19 +75,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
 
     def _load(self, path: Path) -> None:
-        if not path.is_file():
-            raise ConfigError(f"--resume needs the checkpoint of a run, got none at {path}")
-        try:
-            saved = torch.load(path, weights_only=True, map_location="cpu")
-            there = json.loads(saved["identity"])
-        except Exception as error:  # torch raises many kinds on damaged files
-            line = (str(error).splitlines() or [""])[0]
-            raise ConfigError(
-                f"the checkpoint must be one of fsim train, got {line} ({path})"
-            ) from error
-        difference = first_difference(there, self.identity)
-        if difference:
-            raise ConfigError(f"the checkpoint is of another configuration: {difference} ({path})")
+        saved = read_checkpoint(path, self.identity, "fsim train")
         trainer = self.trainer
         trainer.backend.model.load_state_dict(saved["model"])
         trainer.optimiser.load_state_dict(saved["optimiser"])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fsim.errors import ConfigError
 from fsim.nas.checkpoint import digest, fit, read_weights
-from fsim.nas.data import load_data
+from fsim.nas.data import Dataset, load_data
 from fsim.nas.networks.registry import NETWORKS, build_network
 from fsim.nas.preprocessing import Preprocessing
+from fsim.nas.space.cells import build_network as build_cells
+from fsim.nas.space.files import load_architecture, packaged_genotypes
 from fsim.nas.zoo import ZOO, load_model
 from fsim.parse import nearest
 
@@ -39,14 +41,17 @@ class Setting:
 
 
 def load_setting(model, *, width, weights, data, data_dir, images, test_images, seed) -> Setting:
-    """Network and images by the names that `fsim train` takes.
+    """Network and images by the names that `fsim train` takes, or of a genotype file.
 
     New weights are drawn from `seed`. Raises ConfigError for unknown names and for
     data that does not fit the network.
     """
-    if width != 1.0 and model not in NETWORKS:
+    if is_genotype(model):
+        load_architecture(model)  # what is wrong with it shows before data are read
+    elif width != 1.0 and model not in NETWORKS:
         raise ConfigError(f"--width belongs to {', '.join(NETWORKS)}, got --model {model}")
-    if model not in ZOO and model not in NETWORKS and ":" not in model:
+    known_model = model in ZOO or model in NETWORKS or ":" in model
+    if not known_model and not is_genotype(model):
         known = (*ZOO, *NETWORKS)
         raise ConfigError(
             f"model must be one of {', '.join(known)} or module:factory, got {model!r}"
@@ -88,11 +93,28 @@ def load_setting(model, *, width, weights, data, data_dir, images, test_images, 
     return Setting(network, *pairs, shift, flip, identity)
 
 
+def is_genotype(model: str) -> bool:
+    """Whether a model's name is that of a genotype, packaged or in a file."""
+    return model.endswith((".toml", ".json")) or model in packaged_genotypes()
+
+
+def preprocessing_of(part: Dataset) -> Preprocessing:
+    """Of a data set, for a network that has none of its own."""
+    if part.name == "digits":
+        return ZOO["digits-cnn"].preprocessing
+    return _CIFAR if part.images.shape[1] == 3 else Preprocessing(1 / 255)
+
+
 def _network(name: str, width: float, part, weights):
     """(network with new weights, its preprocessing)."""
     _, channels, height, _ = part.images.shape
     if name in ZOO:
         return ZOO[name].build(), ZOO[name].preprocessing
+    if is_genotype(name):
+        found = load_architecture(name)
+        found = replace(found, space=found.space.scaled(width))
+        built = build_cells(found, num_classes=part.num_classes, in_channels=channels)
+        return built, preprocessing_of(part)
     if name in NETWORKS:
         built = build_network(
             name, num_classes=part.num_classes, in_channels=channels, image_size=height,
