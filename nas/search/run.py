@@ -1,0 +1,105 @@
+"""A search in a folder: checkpoint every epoch, resume, and what a finished search leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fsim.errors import ConfigError
+from fsim.files import atomic_write
+from fsim.nas.space.definition import CellSpace
+from fsim.nas.space.files import write_architecture
+from fsim.nas.space.genotype import Architecture, Genotype
+from fsim.nas.training.run import read_checkpoint
+
+from .search import Search, SearchEpoch
+from .searchers import as_lists
+
+CHECKPOINT, HISTORY, GENOTYPE = "checkpoint.pt", "search.json", "genotype.toml"
+
+
+class SearchRun:
+    """A search that survives a kill.
+
+    folder    is made; files of another configuration in it are refused
+    identity  JSON-ready: everything that decides the result
+    resume    go on from the checkpoint in the folder
+    """
+
+    def __init__(self, folder: Path, identity: dict, search: Search, *, resume: bool = False):
+        self.folder, self.search = folder, search
+        self.identity = json.loads(json.dumps(identity))
+        self.history: list[SearchEpoch] = []
+        path = folder / CHECKPOINT
+        if path.exists() and not resume:
+            raise ConfigError(f"{path} holds a run already: --resume it or name another folder")
+        if resume:
+            saved = read_checkpoint(path, self.identity, "fsim nas search")
+            search.backend.supernet.load_state_dict(saved["supernet"])
+            search.optimiser.load_state_dict(saved["optimiser"])
+            search.schedule.load_state_dict(saved["schedule"])
+            state = saved["searcher"] | json.loads(saved["told"])
+            search.searcher.load_state_dict(state)
+            self.history = [SearchEpoch(**entry) for entry in json.loads(saved["history"])]
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def go(
+        self, on_epoch: Callable[[SearchEpoch], None], on_step: Callable[[int, int], None]
+    ) -> list[SearchEpoch]:
+        """Search the epochs that are left; what was there and what came, in order."""
+        for epoch in range(len(self.history), self.search.settings.epochs):
+            found = self.search.epoch(epoch, lambda done, epoch=epoch: on_step(epoch, done))
+            self.history.append(found)
+            self._save()
+            on_epoch(found)
+        self._finish()
+        return self.history
+
+    def _save(self) -> None:
+        search, buffer = self.search, io.BytesIO()
+        state = search.searcher.state_dict()
+        told = {"told": state.pop("told")}
+        torch.save(
+            {
+                "identity": json.dumps(self.identity),
+                "history": json.dumps(self._history()),
+                "supernet": search.backend.supernet.state_dict(),
+                "optimiser": search.optimiser.state_dict(),
+                "schedule": search.schedule.state_dict(),
+                "searcher": state,
+                "told": json.dumps(told),
+            },
+            buffer,
+        )
+        with atomic_write(self.folder / CHECKPOINT) as file:
+            file.write(buffer.getvalue())
+
+    def _history(self) -> list[dict]:
+        return [dataclasses.asdict(entry) for entry in self.history]
+
+    def _finish(self) -> None:
+        told = [[as_lists(g), reward] for g, reward in self.search.searcher.told]
+        tree = {"identity": self.identity, "epochs": self._history(), "told": told}
+        with atomic_write(self.folder / HISTORY) as file:
+            file.write(json.dumps(tree, indent=1).encode())
+
+
+def saved_identity(folder: Path) -> dict:
+    """The configuration of the finished search in a folder; ConfigError if there is none."""
+    path = folder / HISTORY
+    if not path.is_file():
+        raise ConfigError(f"{folder} must hold a finished search ({HISTORY}), got none")
+    try:
+        return json.loads(path.read_text())["identity"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} must be one of fsim nas search, got {error}") from None
+
+
+def write_genotype(path: Path, genotype: Genotype, space: CellSpace, source: str) -> None:
+    """The genotype file of a search's result."""
+    write_architecture(path, Architecture(genotype, space, path.stem, source))
