@@ -26,7 +26,7 @@ FILE = click.Path(path_type=Path)
     type=FaultType,
     multiple=True,
     help="component=c1,row=2,col=3,bit=5,kind=flip,cycle=17; kind is flip, stuck0 or stuck1, "
-    "mask= takes several bits, last= ends a stuck-at. May be repeated.",
+    "mask= takes several bits, last= ends a stuck-at (docs/faults.md). May be repeated.",
 )
 @click.option(
     "--backend",
