@@ -238,6 +238,18 @@ def test_outcomes_of_the_torch_model_give_its_p_m_back():
     assert fit.distance < fit.chance + 0.2 and not any("biases" in why for why in fit.poor)
 
 
+def test_rare_faults_that_strike_hundreds_of_values_are_no_misfit():
+    """One fault in ten strikes 300 values: layers that it happened to spare still fit."""
+    rng, fits = np.random.default_rng(seed_for("calibrate-heavy")), 400
+    each = 60 / 50 * MACS * VALUES / (MACS * VALUES).sum()
+    quiet = 0
+    for _ in range(fits):
+        events = rng.poisson(0.9 * each, (50, 4)) + 300 * rng.poisson(0.1 * each, (50, 4))
+        fit = fit_mibb(np.minimum(events, VALUES), VALUES, MACS)
+        quiet += fit.p is None or fit.p >= 0.01
+    assert_at_least(quiet, fits, 0.97, mutant=0.8, named="each layer judged by itself alone")
+
+
 @pytest.mark.parametrize("size", [1, 10])
 def test_a_planted_misfit_is_found(size):
     """Struck values that have nothing to do with the number of multiply-adds."""

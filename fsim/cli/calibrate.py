@@ -21,7 +21,7 @@ from fsim.cli.options import (
 from fsim.cli.tables import print_json
 from fsim.errors import ConfigError
 
-IMAGES = 100
+IMAGES = 500
 
 
 @click.command()

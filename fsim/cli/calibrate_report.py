@@ -7,6 +7,10 @@ from dataclasses import asdict
 from fsim.cli.inject_report import describe_faults
 from fsim.cli.tables import pairs, table
 
+FEW = 50
+"""Struck images below which an interval is called rough. Measured with one fault in ten
+striking 300 values: 84 % of the intervals held the truth at 20 faults, 95 % at 60."""
+
 
 def report_of(session, described, seed, result, tables) -> dict:
     """What was found, as JSON values."""
@@ -23,8 +27,9 @@ def report_of(session, described, seed, result, tables) -> dict:
         if result.mibb is not None and at in fitted:
             expected = float(result.mibb.expected[fitted[at]])
         struck = int(products.struck[:, at].sum())
+        images = int((products.struck[:, at] > 0).sum())
         layers.append({**asdict(layer), "observed_values": layer.values * len(products.struck),
-                       "struck": struck, "expected": expected, **counts,
+                       "struck": struck, "images": images, "expected": expected, **counts,
                        "biases": products.biases[at].tolist()})  # fmt: skip
     return {
         "model": session.identity["model"],
@@ -86,6 +91,12 @@ def _notes(result, tables) -> list[str]:
     if result.mibb is not None and not result.mibb.observed.any():
         notes.append("no feature was struck: p_m is 0 and its upper end is all that is known; "
                      "take more --trials, more --images or a higher rate")  # fmt: skip
+    hit = int(result.observation.products.struck.any(1).sum())
+    if result.mibb is not None and 0 < hit < FEW and result.mibb.design > 2:
+        notes.append(
+            f"struck values come from {hit} images only, many at once: the interval of p_m is "
+            "rough, take more --trials or --images"
+        )
     if result.acts is not None:
         notes.append(
             "iBF of features strikes what convolutions give, before the activation function; the "
@@ -107,13 +118,7 @@ def text_of(report: dict) -> str:
         ("trials", f"{report['trials']}, {report['faults_drawn']:,} faults"),
     ])]  # fmt: skip
     if report["fits"]["mibb"] is not None:
-        head = ["layer", "MACs", "values", "sums", "struck", "share", "MiBB", "+-2^i", "clamped",
-                "codes"]  # fmt: skip
-        lines += ["", table(head, map(_layer_row, report["layers"]), right=head[1:])]
-        lines += ["  sums: changed by the layer's own faults; struck: features changed, on the "
-                  f"{report['bits']}-bit grid before the",
-                  "  activation function; codes: stored codes changed, after it; MiBB: struck "
-                  "values of the fit"]  # fmt: skip
+        lines += ["", *_product_tables(report)]
     for flips in report["flips"]:
         head = [flips["memory"], "words", "flipped bits", "iBF"]
         lines += ["", table(head, [
@@ -127,16 +132,42 @@ def text_of(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _layer_row(layer: dict) -> list:
-    struck, expected = layer["struck"], layer["expected"]
-    share = struck / layer["observed_values"]
-    of_struck = [f"{100 * layer[n] / struck:.0f} %" if struck else "-"
-                 for n in ("powers", "clamped")]  # fmt: skip
+def _product_tables(report: dict) -> list[str]:
+    """What the layers' own faults changed, and by how much."""
+    bits = report["bits"]
+    head = ["layer", "MACs", "values", "sums", "struck", "images", "share", "MiBB", "codes"]
+    sizes = ["1", *(f"{1 << i}..{(2 << i) - 1}" for i in range(1, bits - 1)), f"{1 << bits - 1}.."]
+    law = ["MiBB", "50 %", *[f"{100 / bits:.1f} %"] * bits, "100 %", ""]
+    differences = ["difference in codes", "positive", *sizes, "+-2^i", "clamped"]
     return [
-        layer["name"], layer["macs"], f"{layer['observed_values']:,}", layer["sums"], struck,
-        f"{100 * share:.3g} %", "not fitted" if expected is None else f"{expected:.1f}", *of_struck,
-        layer["outputs"],
+        table(head, map(_layer_row, report["layers"]), right=head[1:]),
+        "  sums: changed by the layer's own faults; struck: features changed, on the "
+        f"{bits}-bit grid before the",
+        "  activation function, in so many images; MiBB: of the fit; codes: stored codes changed",
+        "",
+        table(differences, [*map(_size_row, report["layers"]), law], right=differences[1:]),
+    ]
+
+
+def _layer_row(layer: dict) -> list:
+    expected = layer["expected"]
+    return [
+        layer["name"], layer["macs"], f"{layer['observed_values']:,}", layer["sums"],
+        layer["struck"], layer["images"],
+        f"{100 * layer['struck'] / layer['observed_values']:.3g} %",
+        "not fitted" if expected is None else f"{expected:.1f}", layer["outputs"],
     ]  # fmt: skip
+
+
+def _size_row(layer: dict) -> list:
+    struck, bits = layer["struck"], len(layer["biases"]) // 2
+    both = [up + down for up, down in zip(layer["biases"][:bits], layer["biases"][bits:])]
+    counts = [sum(layer["biases"][:bits]), *both, layer["powers"], layer["clamped"]]
+    return [layer["name"], *(f"{100 * n / struck:.1f} %" if struck else "-" for n in counts)]
+
+
+def _p_value(p: float) -> str:
+    return f"p = {p:.2g}" if p > 1e-99 else "p below 1e-99"
 
 
 def _fit_lines(report: dict) -> list[str]:
@@ -147,13 +178,15 @@ def _fit_lines(report: dict) -> list[str]:
         if fit is None:
             lines.append((name, f"does not apply: {absent[name]}"))
             continue
-        key, unit = ("p_m", "per multiply-add") if name == "mibb" else ("r", "per bit and write")
+        key, unit = (
+            ("p_m", "per multiply-add") if name == "mibb" else ("r", "per bit and residency")
+        )
         lines.append((f"{name}  {key}", f"{fit[key]:.4g} (95 % interval {fit['low']:.4g} .. "
                                         f"{fit['high']:.4g}) {unit}"))  # fmt: skip
         lines.append(("", "fit over " + ("layers" if name == "mibb" else "tensors and bits") + (
             ": too few faults or cells to judge" if fit["p"] is None else
             f": chi-square {fit['chi2']:.3g} with {fit['dof']} degrees of freedom, "
-            f"p = {fit['p']:.2g}")))  # fmt: skip
+            f"{_p_value(fit['p'])}")))  # fmt: skip
         if fit.get("distance") is not None:
             lines.append(("", f"biases: total variation distance to uniform {fit['distance']:.2f} "
                               f"(chance alone: {fit['chance']:.2f}); {100 * fit['powers']:.0f} % "

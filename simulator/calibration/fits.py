@@ -136,9 +136,7 @@ def fit_mibb(
     chi2, dof, p_value = _over_layers(struck, values, n * p, n, design)
     poor = []
     if p_value is not None and p_value < POOR_P:
-        poor.append(
-            f"struck values do not follow 1 - (1 - p_m)^M over the layers (p = {p_value:.1g})"
-        )
+        poor.append("struck values do not follow 1 - (1 - p_m)^M over the layers")
     if design > POOR_DESIGN:
         poor.append(
             f"struck values come together, MiBB's are independent (variance between images "
@@ -184,15 +182,17 @@ def _end(k, n, macs, t: float, drop: float, *, below: bool) -> float:
 
 
 def _over_layers(struck, values, expected, n, design) -> tuple[float, int, float | None]:
-    """(chi-square, degrees of freedom, p) of the layers, each over its design effect."""
+    """(chi-square, degrees of freedom, p) of the layers, each over its design effect.
+
+    That is the larger of its own and the common one: a fault that strikes hundreds of
+    values is rare, and a layer that it happened to spare does not show that it can.
+    """
     units, layers = struck.shape
-    own = np.ones(layers)
+    own = np.full(layers, design)
     share = struck.mean(0) / np.maximum(values, 1)
     spread = struck.var(0, ddof=1) if units > 1 else np.zeros(layers)
     known = ((struck > 0).sum(0) >= LEAST_UNITS) & (share < 1) & (units > 1)
-    own[known] = np.maximum(1.0, spread[known] / (values * share * (1 - share))[known])
-    # Too few strikes to tell: as clustered as the most clustered.
-    own[~known] = max(design, own[known].max(initial=1.0))
+    own[known] = np.maximum(design, spread[known] / (values * share * (1 - share))[known])
     variance = expected * (1 - expected / n) * own
     return _chi_square(struck.sum(0), expected, variance, expected / own, 1)
 
@@ -246,6 +246,6 @@ def fit_flips(exposed: np.ndarray, flipped: np.ndarray) -> FlipFit:
     chi2, dof, p = _chi_square(flipped.reshape(-1), expected, expected * (1 - r), expected, 1)
     poor = ()
     if p is not None and p < POOR_P:
-        poor = (f"flips are not equally likely over tensors and bits (p = {p:.1g})",)
+        poor = ("flips are not equally likely over tensors and bits",)
     by_tensor = expected.reshape(flipped.shape).sum(1)
     return FlipFit(r, found.low, found.high, k, n, by_tensor, chi2, dof, p, poor)
