@@ -50,7 +50,8 @@ def network_options(command):
         click.option("--images", type=click.IntRange(1), help="Test images (default: up to 500)."),
         click.option("--data-dir", help="Folder of the data set."),
         click.option("--data", help="digits, cifar10, fashion-mnist or an .npz file."),
-        click.option("--weights", help="Checkpoint: .pt (tensors only) or .safetensors."),
+        click.option("--weights",
+                     help="Checkpoint: .pt, .pth or .th (tensors only) or .safetensors."),
         click.option("--model", default="digits-cnn", show_default=True,
                      help="digits-cnn, resnet20, resnet8 or module:factory."),
     ):  # fmt: skip

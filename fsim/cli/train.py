@@ -39,7 +39,9 @@ BACKENDS = ("numba", "torch", "none")
     show_default=True,
     help="Of a network of `fsim nas networks`: times as many channels.",
 )
-@click.option("--weights", help="Checkpoint to start from: .pt or .safetensors.  [default: new]")
+@click.option(
+    "--weights", help="Checkpoint to start from: .pt, .pth, .th, .safetensors.  [default: new]"
+)
 @click.option("--data", help="digits, cifar10, fashion-mnist or an .npz file.")
 @click.option("--data-dir", help="Folder of the data set.")
 @click.option("--images", type=click.IntRange(1), help="Only the first so many for training.")

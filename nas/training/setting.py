@@ -122,4 +122,4 @@ def _network(name: str, width: float, part, weights):
         )  # fmt: skip
         return built, _CIFAR if channels == 3 else Preprocessing(1 / 255)
     loaded = load_model(name)
-    return loaded.model, loaded.preprocessing
+    return loaded.model, loaded.preprocessing_of(part)
