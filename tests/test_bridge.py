@@ -16,6 +16,7 @@ from fsim.accel_models.load import load_accel
 from fsim.errors import ConfigError, MappingError
 from fsim.fault_models.bit_errors import BitErrors
 from fsim.fault_models.network import Explicit
+from fsim.fault_models.upsets import SingleFault
 from fsim.simulator.bridge import operators
 from fsim.simulator.bridge.session import Session
 from fsim.simulator.bridge.site import conv_site, linear_site
@@ -351,3 +352,32 @@ def test_shared_modules_have_a_site_for_each_call(net, images):
     model = fsim.attach(net, ACCEL, calibration=images).train()
     names = [site.name for site in model._trained.session.sites]
     assert names == ["first", "depth", "twice", "twice#1", "fc"]
+
+
+@pytest.mark.parametrize("kind", ["seu", "transient", "stuck1"])
+def test_registers_can_be_struck_in_training(net, images, kind):
+    model = fsim.attach(net, ACCEL, calibration=images, faults=SingleFault(kind)).train()
+    net.eval()
+    with model.faults(None):
+        clean = model(images)
+    struck = [model(images) for _ in range(6)]  # most upsets are masked
+    assert any(not torch.equal(out, clean) for out in struck)
+    struck[0].sum().backward()
+    assert net.first.weight.grad.isfinite().all()
+
+
+@pytest.mark.slow
+def test_batches_of_worker_processes_train_as_any(net, images):
+    labels = (images.mean((1, 2, 3)) > 0).long()
+    model = fsim.attach(net, ACCEL, calibration=images, rates=1e-4).train()
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(images, labels), 8, num_workers=1,
+        multiprocessing_context="spawn",
+    )  # fmt: skip
+    before = net.first.weight.clone()
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    for batch, wanted in loader:
+        optimiser.zero_grad()
+        F.cross_entropy(model(batch), wanted).backward()
+        optimiser.step()
+    assert model.trial == 2 and not torch.equal(before, net.first.weight)
