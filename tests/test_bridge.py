@@ -354,13 +354,13 @@ def test_shared_modules_have_a_site_for_each_call(net, images):
     assert names == ["first", "depth", "twice", "twice#1", "fc"]
 
 
-@pytest.mark.parametrize("kind", ["seu", "transient", "stuck1"])
+@pytest.mark.parametrize("kind", ["seu", "stuck1"])
 def test_registers_can_be_struck_in_training(net, images, kind):
     model = fsim.attach(net, ACCEL, calibration=images, faults=SingleFault(kind)).train()
     net.eval()
     with model.faults(None):
         clean = model(images)
-    struck = [model(images) for _ in range(6)]  # most upsets are masked
+    struck = [model(images) for _ in range(6)]  # many upsets are masked
     assert any(not torch.equal(out, clean) for out in struck)
     struck[0].sum().backward()
     assert net.first.weight.grad.isfinite().all()
