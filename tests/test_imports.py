@@ -61,7 +61,7 @@ LIBRARIES = {
     "fault_models": {"numpy"},
     "kernels": {"numpy", "numba", "llvmlite"},
     "simulator": {"numpy", "scipy", "numba"},
-    "nas": {"numpy", "scipy", "torch", "safetensors", "sklearn", "h5py", "matplotlib"},
+    "nas": {"numpy", "scipy", "torch", "safetensors", "sklearn", "h5py", "matplotlib", "optuna"},
     "cli": {"numpy", "click", "torch", "numba", "matplotlib", "h5py", "scipy"},
 }
 """Layer -> libraries it may import."""

@@ -1,4 +1,4 @@
-"""`fsim nas networks|show`: networks of the paper and the cells of genotypes."""
+"""`fsim nas`: the group, networks of the paper and the cells of genotypes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from fsim.cli.options import json_option
 from fsim.cli.tables import pairs, print_json, table
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "search": ("fsim.cli.nas_search:search", "Search an architecture that bears faults."),
+    "derive": ("fsim.cli.nas_search:derive", "The best of several genotypes of a search."),
+    "train": ("fsim.cli.nas_train:train", "Train a genotype from scratch."),
+    "evaluate": ("fsim.cli.nas_train:evaluate", "A trained genotype over many fault maps."),
     "networks": ("fsim.cli.nas:networks", "The paper's networks: FLOPs and parameters."),
     "show": ("fsim.cli.nas:show", "The cells of a genotype, as text and as a picture."),
 }

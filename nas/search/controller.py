@@ -8,6 +8,7 @@ embedding of what was decided last.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -166,11 +167,13 @@ class Controller(History):
         return list(dict.fromkeys(drawn))
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {
+        state = {
             "baseline": self.baseline,
             "policies": {kind: policy.state_dict() for kind, policy in self.policies.items()},
             "optimisers": {kind: adam.state_dict() for kind, adam in self.optimisers.items()},
         }
+        # Copies: torch's tensors would go on with the search.
+        return super().state_dict() | copy.deepcopy(state)
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)

@@ -20,7 +20,9 @@ from fsim.nas.training.run import read_checkpoint
 from .search import Search, SearchEpoch
 from .searchers import as_lists
 
-CHECKPOINT, HISTORY, GENOTYPE = "checkpoint.pt", "search.json", "genotype.toml"
+CHECKPOINT, HISTORY, GENOTYPE, OPTIONS = (
+    "checkpoint.pt", "search.json", "genotype.toml", "options.json"
+)  # fmt: skip
 
 
 class SearchRun:
@@ -89,15 +91,24 @@ class SearchRun:
             file.write(json.dumps(tree, indent=1).encode())
 
 
-def saved_identity(folder: Path) -> dict:
-    """The configuration of the finished search in a folder; ConfigError if there is none."""
-    path = folder / HISTORY
+def write_options(folder: Path, options: dict) -> None:
+    """What a search was asked for, so that `read_options` can make it again."""
+    with atomic_write(folder / OPTIONS) as file:
+        file.write(json.dumps(options, indent=1).encode())
+
+
+def read_options(folder: Path) -> dict:
+    """The options of the search in a folder; ConfigError if there is none."""
+    path = folder / OPTIONS
     if not path.is_file():
-        raise ConfigError(f"{folder} must hold a finished search ({HISTORY}), got none")
+        raise ConfigError(f"{folder} must hold a search of fsim nas search, got no {OPTIONS}")
     try:
-        return json.loads(path.read_text())["identity"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
         raise ConfigError(f"{path} must be one of fsim nas search, got {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} must be one of fsim nas search, got {type(found).__name__}")
+    return found
 
 
 def write_genotype(path: Path, genotype: Genotype, space: CellSpace, source: str) -> None:

@@ -1,0 +1,90 @@
+"""`fsim nas train` and `fsim nas evaluate`: a genotype trained from scratch, and its worth."""
+
+from __future__ import annotations
+
+import click
+
+from fsim.cli.nas_options import COMMON, DATA, FAULTS, bar, faults_of, progress, train_options
+from fsim.cli.options import use_threads
+from fsim.cli.tables import pairs, print_json
+from fsim.cli.train import train as train_network
+from fsim.errors import ConfigError
+
+CALIBRATION = 256
+
+
+def _checked(genotype: str) -> str:
+    """ConfigError unless it is a genotype, packaged or in a file."""
+    from fsim.nas.space.files import load_architecture
+
+    load_architecture(genotype)
+    return genotype
+
+
+@train_options(*(option.name for option in train_network.params if option.name != "model"))
+@click.command()
+@click.argument("genotype", metavar="GENOTYPE|NAME")
+def train(genotype, data, **options):
+    """Train the network of a genotype from scratch, as `fsim train` does.
+
+    \b
+    fsim nas train out/search/genotype.toml --ber 1e-5 --epochs 30 --out out/found
+    """
+    train_network.callback(model=_checked(genotype), data=data or "digits", **options)
+
+
+@train_options("width", *FAULTS, *DATA, *COMMON)
+@click.command()
+@click.argument("genotype", metavar="GENOTYPE|NAME")
+@click.option("--weights", required=True, help=".pt or .safetensors, as fsim nas train writes.")
+@click.option("--maps", type=click.IntRange(1, 100_000), default=10, show_default=True,
+              help="Fault maps.")  # fmt: skip
+def evaluate(genotype, weights, maps, width, data, data_dir, images, test_images, quiet, seed,
+             threads, as_json, **faults):  # fmt: skip
+    """Accuracy of a trained genotype, clean and over several fault maps.
+
+    The network is the final one: batch normalisation folded in, on the simulated array with
+    --fault-backend numba. The same --seed gives the same maps.
+    """
+    machine, models, described = faults_of(**faults)
+    if described["backend"] == "none":
+        raise ConfigError("evaluate needs faults: --fault-backend numba or torch, got none")
+    use_threads(threads)
+    from fsim.nas.search.evaluation import evaluate_maps
+    from fsim.nas.training.backends import ArrayFaults, TensorFaults
+    from fsim.nas.training.setting import load_setting
+
+    setting = load_setting(
+        _checked(genotype), width=width, weights=weights, data=data or "digits",
+        data_dir=data_dir, images=images, test_images=test_images, seed=seed,
+    )  # fmt: skip
+    note = None
+    if machine is not None:
+        calibration = setting.train[0][:CALIBRATION].numpy()
+        backend = ArrayFaults(setting.model, machine, models, calibration, seed)
+        cover = backend.attached.coverage
+        note = f"{cover.share:.1%} of the multiply-adds"
+        if cover.other:
+            note += f"; not on it: {', '.join(sorted({entry.what for entry in cover.other}))}"
+    else:
+        backend = TensorFaults(setting.model, models, seed)
+    lasting = machine is None and any(model.target == "weights" for model in models)
+    show = progress(quiet)
+    found = evaluate_maps(
+        backend, setting.test, maps, whole_map=lasting,
+        on_map=lambda done: show(f"maps {bar(done, maps)}"),
+    )  # fmt: skip
+    show("")
+    summary = found.summary()
+    if as_json:
+        print_json({"identity": setting.identity, "faults": described, "maps": maps,
+                    "on_array": note, **summary, "faulty": found.faulty.tolist()})  # fmt: skip
+        return
+    rows = [("network", f"{genotype}, {len(setting.test[0])} images"),
+            ("faults", described["text"])]  # fmt: skip
+    if note:
+        rows.append(("on the array", note))
+    labels = {"clean": "clean", "mean": f"mean of {maps} maps", "std": "spread (std)",
+              "p5": "5th percentile", "worst": "worst"}  # fmt: skip
+    rows += [(label, f"{100 * summary[name]:6.2f} %") for name, label in labels.items()]
+    click.echo(pairs(rows))
