@@ -91,8 +91,8 @@ BACKENDS = ("numba", "torch", "none")
     show_default=True,
     help="Batch-norm statistics of clean and faulty passes.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--batch", type=click.IntRange(2), default=128, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--batch", type=click.IntRange(2), default=64, show_default=True)
 @click.option("--lr", type=click.FloatRange(0), default=0.05, show_default=True)
 @click.option(
     "--eval-trials",
