@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -21,14 +23,26 @@ from fsim.nas.search.paths import ArrayPaths, NoPathFaults, TensorPaths
 from fsim.nas.search.products import Products
 from fsim.nas.search.run import SearchRun
 from fsim.nas.search.search import Search, SearchSettings
-from fsim.nas.search.supernet_training import batch_statistics, score, weight_step
+from fsim.nas.search.supernet_training import (
+    batch_statistics,
+    one_torch_thread,
+    score,
+    weight_step,
+)
 from fsim.nas.space.definition import ADSAF_PRIMITIVES, CellSpace
 from fsim.nas.space.files import read_architecture
 from fsim.nas.space.genotype import Edge, Genotype, random_genotype
 from fsim.nas.space.supernet import Supernet
+from tests.test_layout import ROOT
 
 SPACE = CellSpace(ADSAF_PRIMITIVES, "relu_conv_bn_1x1", "NR", 1, 2, 2)
 SETTINGS = SearchSettings(epochs=2, batch=16, alpha_l=0.5, alpha_r=0.5, proposals=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_torch_thread():
+        yield
 
 
 def data(count=48):
@@ -136,7 +150,7 @@ def test_steps_move_the_path_and_nothing_else_and_rewards_nothing(name):
 
 def test_any_path_runs_on_the_array_whatever_its_weights():
     """Whether activations are signed follows from how they are made, not from examples."""
-    backend = array()
+    backend = array(1e-5)
     rng = np.random.default_rng(1)
     images, labels = data()
     optimiser = torch.optim.SGD(backend.supernet.parameters(), 0.5, 0.9)
@@ -194,6 +208,17 @@ def test_the_same_for_one_and_two_threads(name):
         torch.set_num_threads(before[1])
     (told, state, derived), (other_told, other, other_derived) = found
     assert told == other_told and torch.equal(state, other) and derived == other_derived
+
+
+def test_numba_that_starts_its_threads_leaves_torch_on_one():
+    code = (
+        "import torch; torch.set_num_threads(2)\n"
+        "from fsim.nas.search.supernet_training import one_torch_thread\n"
+        "with one_torch_thread():\n"
+        "    import numba; numba.get_num_threads(); print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -307,6 +332,17 @@ def test_bad_input_is_one_line(tmp_path, arguments, says):
     done = nas(*arguments, *extra)
     assert done.exit_code == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.output
     assert not (tmp_path / "run").exists()
+
+
+def test_several_objectives_leave_a_front(tmp_path):
+    pytest.importorskip("optuna")
+    out = tmp_path / "search"
+    done = nas("search", "--method", "multi", *SMALL, "--fault-backend", "torch", "--mibb", "1e-3",
+               "--accel", "systolic-8x8", "--out", out, "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["candidates"]
+    assert found and all(entry["cycles"] > 0 for entry in found)
+    assert len(list(out.glob("front-*.toml"))) == len(found)
 
 
 def test_a_search_that_is_not_finished_is_not_derived_from(tmp_path):

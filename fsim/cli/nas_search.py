@@ -162,6 +162,9 @@ def _derive(built, folder, samples, as_json, show, begin, out=None):
     )
     source = source[:500]
     write_genotype(out, best, built.space, source)
+    if found.searcher.objectives > 1:  # none of the front is the best of all: keep each
+        for number, (genotype, _) in enumerate(ranked, 1):
+            write_genotype(folder / f"front-{number}.toml", genotype, built.space, source)
     cycles = [found.cycles(genotype) if found.cycles else None for genotype, _ in ranked]
     if as_json:
         print_json({

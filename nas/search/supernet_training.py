@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fsim.nas.space.genotype import Genotype
 from fsim.nas.space.supernet import Supernet
+from fsim.simulator.kernels import requantise
 
 from .paths import PathBackend
 
@@ -49,6 +50,9 @@ def one_torch_thread() -> Iterator[None]:
     """torch on one thread: its gradients of convolutions depend on how many there are, in
     the last bits, and a search makes different genotypes of them. The array keeps its own:
     its integer arithmetic does not depend on them."""
+    # Numba's first call starts its threads and with them gives OpenMP, hence torch, its own
+    # number: let that come before.
+    requantise.threads()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
