@@ -15,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from fsim.cli.group import COMMANDS, LazyGroup
+from fsim.cli.group import COMMANDS, RootGroup
 from fsim.cli.options import Probability, seed_option
 from fsim.cli.tables import pairs, print_json, table
 from fsim.errors import ConfigError, FaultError, FsimError, TraceError
@@ -51,7 +51,7 @@ def test_an_unknown_command_names_the_nearest(fsim):
 def raising(error: BaseException):
     """The exit code and stderr of a command that raises `error`."""
 
-    @click.group(cls=LazyGroup)
+    @click.group(cls=RootGroup)
     def group():
         raise error
 
@@ -89,7 +89,7 @@ def test_errors_become_one_message_and_an_exit_code(error, code, text):
 
 
 def test_a_mistake_of_ours_is_not_hidden():
-    @click.group(cls=LazyGroup)
+    @click.group(cls=RootGroup)
     def group():
         raise ZeroDivisionError
 
@@ -141,10 +141,10 @@ def test_output_to_a_full_disk_is_exit_code_2():
 
 WAITING = """
 import sys, time, click
-from fsim.cli.group import LazyGroup
+from fsim.cli.group import RootGroup
 from fsim.files import atomic_write
 
-@click.group(cls=LazyGroup)
+@click.group(cls=RootGroup)
 def group():
     with atomic_write(sys.argv[1]) as file:
         file.write(b"half")
@@ -172,12 +172,12 @@ def test_a_signal_leaves_no_half_written_file(tmp_path, number, code):
 
 DROPPED = """
 import signal, sys, time, weakref, click
-from fsim.cli.group import LazyGroup
+from fsim.cli.group import RootGroup
 
 class Thing:
     pass
 
-@click.group(cls=LazyGroup)
+@click.group(cls=RootGroup)
 def group():
     thing = Thing()
     reference = weakref.ref(thing, lambda _: signal.raise_signal(int(sys.argv[1])) or int("1"))

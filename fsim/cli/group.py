@@ -8,7 +8,6 @@ for is not valid or cannot be written where it should go (a full disk), 3 incomp
 from __future__ import annotations
 
 import errno
-import importlib
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from contextlib import contextmanager, suppress
 import click
 
 from fsim._version import __version__
+from fsim.cli.lazy import LazyGroup
 from fsim.errors import FsimError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -88,32 +88,10 @@ def _terminable():
         signal.signal(signal.SIGTERM, before)
 
 
-class LazyGroup(click.Group):
-    """A group that imports a subcommand's module only to run it or to show its help."""
+class RootGroup(LazyGroup):
+    """`fsim`: ends every error in one line and an exit code."""
 
-    def list_commands(self, ctx):
-        return list(COMMANDS)
-
-    def get_command(self, ctx, name):
-        if name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[name][0].split(":")
-        return getattr(importlib.import_module(module), attribute)
-
-    def format_commands(self, ctx, formatter):
-        """The list in `--help`, from the table: no module is imported for it."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
-
-    def resolve_command(self, ctx, args):
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from fsim.parse import nearest
-
-            ctx.fail(
-                f"command must be one of {', '.join(COMMANDS)}, got {args[0]!r}"
-                + nearest(args[0], COMMANDS)
-            )
-        return super().resolve_command(ctx, args)
+    table = COMMANDS
 
     def main(self, args=None, prog_name=None, **extra):
         """Run, then exit with the code the module's docstring lists."""
@@ -189,7 +167,7 @@ def _discard_stdout():
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=RootGroup,
     name="fsim",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

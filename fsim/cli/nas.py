@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import asdict
 
 import click
 
+from fsim.cli.lazy import LazyGroup
 from fsim.cli.options import json_option
 from fsim.cli.tables import pairs, print_json, table
 
@@ -21,31 +21,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Subcommand -> (module:attribute, its line in `fsim nas --help`)."""
 
 
-class NasGroup(click.Group):
-    """A group that imports a subcommand's module only to run it or to show its help."""
+class NasGroup(LazyGroup):
+    """`fsim nas`."""
 
-    def list_commands(self, ctx):
-        return list(COMMANDS)
-
-    def get_command(self, ctx, name):
-        if name not in COMMANDS:
-            return None
-        module, attribute = COMMANDS[name][0].split(":")
-        return getattr(importlib.import_module(module), attribute)
-
-    def format_commands(self, ctx, formatter):
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
-
-    def resolve_command(self, ctx, args):
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            from fsim.parse import nearest
-
-            ctx.fail(
-                f"command must be one of {', '.join(COMMANDS)}, got {args[0]!r}"
-                + nearest(args[0], COMMANDS)
-            )
-        return super().resolve_command(ctx, args)
+    table = COMMANDS
 
 
 @click.group(cls=NasGroup, context_settings={"help_option_names": ["-h", "--help"]})

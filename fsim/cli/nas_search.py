@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from fsim.cli.nas_options import COMMON, DATA, FAULTS, bar, faults_of, progress, train_options
+from fsim.cli.fault_backend import faults_of
+from fsim.cli.nas_options import COMMON, DATA, FAULTS, bar, progress, train_options
 from fsim.cli.options import use_threads
 from fsim.cli.tables import print_json, table
 from fsim.errors import ConfigError

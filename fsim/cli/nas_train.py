@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from fsim.cli.nas_options import COMMON, DATA, FAULTS, bar, faults_of, progress, train_options
+from fsim.cli.fault_backend import faults_of
+from fsim.cli.nas_options import COMMON, DATA, FAULTS, bar, progress, train_options
 from fsim.cli.options import use_threads
 from fsim.cli.tables import pairs, print_json
 from fsim.cli.train import train as train_network

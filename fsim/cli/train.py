@@ -8,18 +8,16 @@ from pathlib import Path
 
 import click
 
-from fsim.cli.inject import fault_model
+from fsim.cli.fault_backend import faults_of
 from fsim.cli.options import (
     Probability,
     accel_options,
     json_option,
-    load_accel_option,
     seed_option,
     threads_option,
     use_threads,
 )
 from fsim.cli.tables import print_json
-from fsim.errors import ConfigError
 
 CALIBRATION = 256
 BACKENDS = ("numba", "torch", "none")
@@ -122,13 +120,9 @@ def train(model, width, weights, data, data_dir, images, test_images, fault_back
     fsim train --fault-backend numba --accel systolic --ber 1e-4 --out out/train
     fsim train --model resnet18 --width 0.25 --data cifar10 --fault-backend torch --mibb 1e-4
     """
-    array = {"--ber": ber, "--seu-rate": seu_rate, "--hw-batch": hw_batch}
-    tensor = {"--faults": faults_file, "--mibb": mibb, "--adsaf": adsaf}
-    for names, backend in ((array, "numba"), (tensor, "torch")):
-        given = [name for name, value in names.items() if value is not None]
-        if given and fault_backend != backend:
-            raise ConfigError(f"{given[0]} needs --fault-backend {backend}, got {fault_backend}")
-    machine = load_accel_option(accel, settings, dataflow) if fault_backend == "numba" else None
+    machine, chosen, described = faults_of(
+        fault_backend, accel, dataflow, settings, ber, seu_rate, hw_batch, faults_file, mibb, adsaf
+    )
     use_threads(threads)
     from fsim.nas.training.loop import Trainer, TrainSettings
     from fsim.nas.training.run import PICTURE, WEIGHTS, Run
@@ -142,9 +136,7 @@ def train(model, width, weights, data, data_dir, images, test_images, fault_back
         epochs=epochs, batch=batch, lr=lr, alpha=alpha if fault_backend != "none" else 0.0, bn=bn,
         shift=setting.shift, flip=setting.flip, eval_trials=eval_trials, seed=seed,
     )  # fmt: skip
-    backend, described = _backend(
-        fault_backend, setting, machine, ber, seu_rate, hw_batch, faults_file, mibb, adsaf, seed
-    )
+    backend = _backend(fault_backend, setting, machine, chosen, seed)
     identity = setting.identity | {"faults": described} | {"settings": vars(options) | {}}
     trainer = Trainer(backend, options, setting.train, setting.test)
     run = Run(out, identity, trainer, resume=resume)
@@ -182,36 +174,13 @@ def train(model, width, weights, data, data_dir, images, test_images, fault_back
         click.echo(f"written   {out / WEIGHTS}, {out / PICTURE}")
 
 
-def _backend(kind, setting, machine, ber, seu_rate, hw_batch, faults_file, mibb, adsaf, seed):
-    """(fault backend, JSON-ready description with a line for people)."""
+def _backend(kind, setting, machine, chosen, seed):
+    """The fault backend around the network of a setting."""
     from fsim.nas.training.backends import ArrayFaults, NoFaults, TensorFaults
 
     if kind == "none":
-        return NoFaults(setting.model), {"backend": kind, "text": "none"}
-    if kind == "numba":
-        if ber is None and seu_rate is None:
-            ber = "1e-5"
-        chosen, described = fault_model(ber, seu_rate, (), hw_batch)
-        from dataclasses import asdict
-
-        backend = ArrayFaults(
-            setting.model, machine, chosen, setting.train[0][:CALIBRATION].numpy(), seed
-        )
-        text = f"{machine.name} ({machine.dataflow}), " + ", ".join(
-            f"{name} {value}" for name, value in described.items()
-        )
-        return backend, {"backend": kind, "accel": asdict(machine), "model": described,
-                         "text": text}  # fmt: skip
-    from fsim.fault_models.statistical import config_of, load_models, model_from_config
-
-    models = list(load_models(faults_file)) if faults_file is not None else []
-    if mibb is not None:
-        models.append(model_from_config({"model": "mibb", "p_m": mibb}))
-    if adsaf is not None:
-        models.append(model_from_config({"model": "adsaf", "p": adsaf}))
-    if not models:
-        raise ConfigError("--fault-backend torch needs --mibb, --adsaf or --faults FILE")
-    configs = [config_of(entry) for entry in models]
-    text = "; ".join(", ".join(f"{k} {v}" for k, v in config.items()) for config in configs)
-    return TensorFaults(setting.model, models, seed), {"backend": kind, "models": configs,
-                                                       "text": text}  # fmt: skip
+        return NoFaults(setting.model)
+    if kind == "torch":
+        return TensorFaults(setting.model, chosen, seed)
+    calibration = setting.train[0][:CALIBRATION].numpy()
+    return ArrayFaults(setting.model, machine, chosen, calibration, seed)

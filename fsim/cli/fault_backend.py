@@ -1,0 +1,47 @@
+"""What `--fault-backend` and its options ask for, in training and in search alike."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fsim.cli.inject import fault_model
+from fsim.cli.options import load_accel_option
+from fsim.errors import ConfigError
+
+
+def faults_of(fault_backend, accel, dataflow, settings, ber, seu_rate, hw_batch, faults_file,
+              mibb, adsaf, *, machine_too=False, **rest):  # fmt: skip
+    """(Accel or None, fault model or models or None, JSON-ready description with a text).
+
+    machine_too  the machine is wanted with any backend, for its cycles
+    """
+    array = {"--ber": ber, "--seu-rate": seu_rate, "--hw-batch": hw_batch}
+    tensor = {"--faults": faults_file, "--mibb": mibb, "--adsaf": adsaf}
+    for names, backend in ((array, "numba"), (tensor, "torch")):
+        given = [name for name, value in names.items() if value is not None]
+        if given and fault_backend != backend:
+            raise ConfigError(f"{given[0]} needs --fault-backend {backend}, got {fault_backend}")
+    machine = None
+    if fault_backend == "numba" or machine_too:
+        machine = load_accel_option(accel, tuple(settings), dataflow)
+    described = {"backend": fault_backend, "text": "none"}
+    if machine is not None:
+        described["accel"] = asdict(machine)
+    if fault_backend == "none":
+        return machine, None, described
+    if fault_backend == "numba":
+        chosen, model = fault_model("1e-5" if ber is None and seu_rate is None else ber, seu_rate,
+                                    (), hw_batch)  # fmt: skip
+        named = ", ".join(f"{name} {value}" for name, value in model.items())
+        described |= {"model": model, "text": f"{machine.name} ({machine.dataflow}), {named}"}
+        return machine, chosen, described
+    from fsim.fault_models.statistical import config_of, load_models, model_from_config
+
+    models = list(load_models(faults_file)) if faults_file is not None else []
+    models += [model_from_config({"model": "mibb", "p_m": mibb})] if mibb is not None else []
+    models += [model_from_config({"model": "adsaf", "p": adsaf})] if adsaf is not None else []
+    if not models:
+        raise ConfigError("--fault-backend torch needs --mibb, --adsaf or --faults FILE")
+    configs = [config_of(entry) for entry in models]
+    text = "; ".join(", ".join(f"{k} {v}" for k, v in config.items()) for config in configs)
+    return machine, models, described | {"models": configs, "text": text}
