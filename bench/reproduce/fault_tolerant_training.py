@@ -165,7 +165,7 @@ def draw(report: dict, path: Path) -> None:
         axes.set_xlabel({"mibb": "MiBB, p_m a MAC", "adsaf": "adSAF, share of stuck cells",
                          "hardware": "systolic array, bit error rate"}[family])  # fmt: skip
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy, % (band: down to the 5th percentile)")
+    panels[0].set_ylabel("accuracy, % (band: to 5th percentile)")
     panels[-1].legend(title="trained with")
     figure.tight_layout()
     with atomic_write(path) as file:
