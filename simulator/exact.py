@@ -135,7 +135,7 @@ def _unfit(name: str) -> str | None:
         if limit := isa_limit():
             return f"{limit} holds oneDNN below VNNI: int8 products would saturate at 16 bits"
     if name == "vnni" and not vnni.supported():
-        return "the code that numba generates has no AVX512-VNNI"
+        return "the code that numba generates has no AVX512-VNNI (CPU, or LLVM before 20)"
     if name == "fp32" and not _full_float32():
         precision = torch.get_float32_matmul_precision()
         return f"torch's float32 matmul precision is {precision!r}, not 'highest'"
@@ -395,7 +395,7 @@ def _product(name: str, a: np.ndarray, b: torch.Tensor) -> np.ndarray:
     if name == "int_mm":
         return torch._int_mm(left, b).numpy()
     if name == "vnni" and not vnni.supported():
-        return "the code that numba generates has no AVX512-VNNI"
+        return "the code that numba generates has no AVX512-VNNI (CPU, or LLVM before 20)"
     if name == "fp32" and not _full_float32():
         # The setting was changed after the path was chosen; float64 is exact too.
         return torch.mm(left.double(), b.double()).numpy()

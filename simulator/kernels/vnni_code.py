@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import llvm_version_info
 from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
@@ -29,6 +30,8 @@ _BYTES, _MASK = ir.VectorType(_I8, LANES), ir.VectorType(_I1, LANES)
 @functools.lru_cache(maxsize=1)
 def supported() -> bool:
     """Whether the code that numba generates may use AVX512-VNNI."""
+    if llvm_version_info < (20,):
+        return False  # older ones have pointers to types, which the code below does not give
     # The features numba was told to use (NUMBA_CPU_FEATURES), not those of the machine.
     features = cpu_target.target_context.codegen().magic_tuple()[2]
     return all(f"+{name}" in features.split(",") for name in ("avx512vnni", "avx512bw", "avx512vl"))
