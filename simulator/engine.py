@@ -4,9 +4,9 @@
 that is exact:
 
 * an error in a stored feature map that all readers see changes the codes;
-* wrong weights and hit partial sums, where adders wrap, are updates of the
-  exact accumulators (`updates.py`), all images at once;
-* everything else - registers, nets, control, words that are fetched more than
+* wrong weights, hit partial sums and activations that a tile fetched for itself, where
+  adders wrap, are updates of the exact accumulators (`updates.py`), all images at once;
+* everything else - registers, nets, control, weights that are fetched more than
   once, adders that saturate - is done image by image on the lowered product:
   replay where every component has it, the tile simulation otherwise, or the
   cycle-level reference when asked for.
@@ -91,16 +91,21 @@ class FaultHooks:
         walked = self._walked(op, len(inputs[0]))
         found = []
         if not walked.all() and not isinstance(op, MatMul):
-            weights, psums = (
-                self._unwalked(self.batch.of(op.index, component), walked)
-                for component in (self.weights, self.psums)
+            weights, psums, fetched = (
+                self._unwalked(index, walked)
+                for index in (
+                    self.batch.of(op.index, self.weights),
+                    self.batch.of(op.index, self.psums),
+                    self._tile_fetches(op),
+                )
             )
-            if len(weights) or len(psums):
+            if len(weights) or len(psums) or len(fetched):
                 found.append(
                     updates.changed_sums(
-                        self.placement, op, inputs[0], acc, self.batch, weights, psums, ~walked
+                        self.placement, op, inputs[0], acc, self.batch, weights, psums, fetched,
+                        ~walked,
                     )
-                )
+                )  # fmt: skip
         if walked.any():
             index = self.batch.of(op.index, 0, self.psums)
             slots = self.batch.slot[index]
@@ -112,6 +117,11 @@ class FaultHooks:
         if len(found) < 2:
             return found[0] if found else None
         return tuple(np.concatenate(parts) for parts in zip(*found))
+
+    def _tile_fetches(self, op: ArrayOp) -> np.ndarray:
+        """Rows of activations that some of an operation's products fetched for themselves."""
+        found = self._acts(op.index, fetched=True)
+        return found if self.placement.fetch_groups(op.index) > 1 else found[:0]
 
     def _unwalked(self, index: np.ndarray, walked: np.ndarray) -> np.ndarray:
         if not walked.any():
@@ -125,10 +135,9 @@ class FaultHooks:
             return np.ones(count, bool)
         find = self.batch.of
         slow = [find(op.index, 0, self.acts - 1)]
-        if self.placement.fetch_groups(op.index) > 1:
-            slow.append(self._acts(op.index, fetched=True))
         if isinstance(op, MatMul) or self.placement.accel.overflow != "wrap":
             slow += [find(op.index, self.weights), find(op.index, self.psums)]
+            slow.append(self._tile_fetches(op))
         elif not self.placement.weights_once(op):
             slow.append(find(op.index, self.weights))
         slots = self.batch.slot[np.concatenate(slow)]

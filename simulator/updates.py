@@ -1,8 +1,8 @@
-"""Wrong weights and struck partial sums as updates of exact sums, many images at once.
+"""Memory errors as updates of exact sums, many images at once.
 
 Exact where adders wrap, which is a ring homomorphism: a wrong weight adds its
-difference times the code it meets, and a struck partial sum carries its difference
-to the final sum.
+difference times the code it meets, a wrong fetched code its own times the weights, and
+a struck partial sum carries its difference to the final sum.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ def changed_sums(
     batch: Batch,
     weights: np.ndarray,
     psums: np.ndarray,
+    fetched: np.ndarray,
     images: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Final sums that memory errors change in one convolution or linear layer.
 
     codes           (images, ...) what the layer read
     acc             (images, ...) exact sums without bias
-    weights, psums  indices of rows of `batch`
+    weights, psums, fetched  indices of rows of `batch`; fetched: of codes that some
+                    products fetched for themselves
     images          (images,) bool: those that rows of slot -1 strike
     Returns (flat index into acc, sum with the bias, wrapped); where an index comes
     twice the later value counts.
@@ -46,24 +48,34 @@ def changed_sums(
     )  # fmt: skip
     acc_bits = placement.accel.acc_bits
     wrong = _weight_errors(op, low, batch, weights, images)
+    read = _read_errors(placement, op, codes, batch, fetched, images, geometry)
     columns = wrong[0] * low.outputs + wrong[1]
     space = (int(np.count_nonzero(np.diff(columns))) + 1) * low.m if len(columns) else 0
     psums, slot = _each_image(batch, psums, images)
-    where, value = np.empty(space + len(psums), np.int64), np.empty(space + len(psums), np.int64)
+    space += int((read[3] - read[2]).sum()) + len(psums)
+    where, value = np.empty(space, np.int64), np.empty(space, np.int64)
+    weight = flat_weight(placement, op)
     count = 0
     if len(columns):
         scratch = np.empty(low.m, np.int64)
         count = memory.weight_errors(
-            codes, acc, bias, geometry, low.n, acc_bits, wrong, scratch, (where, value)
-        )
+            codes, weight, acc, bias, geometry, low.n, acc_bits, wrong, read, scratch,
+            (where, value),
+        )  # fmt: skip
+    if len(read[0]):
+        scratch = np.empty(low.outputs, np.int64)
+        count += memory.fetched_sums(
+            weight, acc, bias, low.n, acc_bits, wrong, read, scratch,
+            (where[count:], value[count:]),
+        )  # fmt: skip
     if len(psums):
         slots = low.k if placement.accel.dataflow == "os" else placement.accel.rows
         folds = int(batch.rows["first"][psums].max()) + 1
         order = _order(batch, psums, slot, low.m * low.outputs, folds)
-        # A sum that both kinds change is computed with both here: it comes last.
+        # A sum that several kinds change is computed with all of them here: it comes last.
         count += memory.psum_errors(
-            codes, flat_weight(placement, op), acc, bias, geometry, low.n, acc_bits, slots,
-            batch.rows, psums, slot, order, wrong, (where[count:], value[count:]),
+            codes, weight, acc, bias, geometry, low.n, acc_bits, slots, batch.rows, psums, slot,
+            order, wrong, read, (where[count:], value[count:]),
         )  # fmt: skip
     return where[:count], value[:count]
 
@@ -116,3 +128,32 @@ def _weight_errors(op: ArrayOp, low: Lowered, batch: Batch, index, images):
     flat = op.weight.reshape(-1)
     count = memory.wrong_weights(batch.rows, index, slot, order, flat, shape, wrong)
     return tuple(column[:count] for column in wrong)
+
+
+def _read_errors(placement: Placement, op: ArrayOp, codes, batch: Batch, index, images, geometry):
+    """(key, k, begin, end, delta) of `memory.read_errors`, sorted by key."""
+    index, slot = _each_image(batch, index, images)
+    low = placement.lowered[op.index]
+    space = len(index) * low.kernel_h * low.kernel_w
+    read = tuple(np.empty(space, np.int64) for _ in range(5))
+    if not space:
+        return read
+    first = batch.rows["first"][index].astype(np.int64)
+    order = _order(batch, index, slot, low.h * low.w * low.c, int(first.max()) + 1)
+    _, fetch = placement.fetch_of(op, first)
+    fetches, which = np.unique(fetch, return_inverse=True)
+    scope = np.array([_scope(placement, low, op.index, int(f)) for f in fetches], np.int64)
+    sizes = low.groups, low.m, low.kernel_h
+    count = memory.read_errors(
+        codes, batch.rows, index, slot, order, geometry, sizes, scope[which], read
+    )
+    order = np.argsort(read[0][:count], kind="stable")
+    return tuple(column[:count][order] for column in read)
+
+
+def _scope(placement: Placement, low: Lowered, layer: int, fetch: int) -> tuple[int, ...]:
+    """Of one fetch: group, and begin and end of output positions, slots, output channels."""
+    group, m, k, n = placement.fetch_scope(layer, fetch)
+    begin, end, _ = n.indices(low.n)
+    first = group * low.n
+    return group, *m.indices(low.m)[:2], *k.indices(low.k)[:2], first + begin, first + end

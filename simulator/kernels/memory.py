@@ -103,6 +103,129 @@ def wrong_weights(rows, index, slot, order, weight, shape, out):
 
 
 @kernel
+def read_errors(codes, rows, index, slot, order, geometry, sizes, scope, out):
+    """What wrong words of single fetches change in the products that read them.
+
+    codes   (images, h, w, c) input codes
+    order   (f,) int64 positions in index and slot, sorted by (inference, word, fetch)
+    sizes   (groups, positions, kernel height)
+    scope   (f, 7) int64 of each position in index: group, begin and end of the output
+            positions, slots and output channels that read its fetch
+    out     (key, k, begin, end, delta) int64, f times the window's size, to fill: key
+            (image * groups + group) * positions + m, a slot, the output channels, and what
+            is added to the code; returns how many
+    """
+    h, w, cg, out_w, kw, sh, sw, pt, pl, dh, dw = geometry
+    groups, positions, kh = sizes
+    keys, slots, begins, ends, deltas = out
+    channels = codes.shape[3]
+    out_h = positions // out_w
+    flat = codes.reshape(codes.shape[0], -1)
+    count, i = 0, 0
+    while i < len(order):
+        at, b = order[i], slot[order[i]]
+        word, fetch = rows[index[at]].word, rows[index[at]].first
+        code = np.int64(flat[b, word])
+        new = code
+        while i < len(order) and slot[order[i]] == b:
+            row = rows[index[order[i]]]
+            if row.word != word or row.first != fetch:
+                break
+            new = ((new & row.and_mask) | row.or_mask) ^ row.xor_mask
+            i += 1
+        pixel, channel = word // channels, word % channels
+        y, x, group = pixel // w, pixel % w, channel // cg
+        if new == code or group != scope[at, 0]:
+            continue
+        for window in range(kh * kw):
+            down, across = y + pt - window // kw * dh, x + pl - window % kw * dw
+            if down < 0 or across < 0 or down % sh or across % sw:
+                continue
+            if down // sh >= out_h or across // sw >= out_w:
+                continue
+            m, k = down // sh * out_w + across // sw, window * cg + channel % cg
+            if scope[at, 1] <= m < scope[at, 2] and scope[at, 3] <= k < scope[at, 4]:
+                keys[count], slots[count] = (b * groups + group) * positions + m, k
+                begins[count], ends[count], deltas[count] = scope[at, 5], scope[at, 6], new - code
+                count += 1
+    return count
+
+
+@kernel
+def _first(keys, key):
+    """Where `key` begins in sorted keys."""
+    lo, hi = 0, len(keys)
+    while lo < hi:
+        middle = (lo + hi) // 2
+        if keys[middle] < key:
+            lo = middle + 1
+        else:
+            hi = middle
+    return lo
+
+
+@kernel
+def _wrong_of(wrong, b, o):
+    """[begin, end) of the wrong weights of an image and output channel."""
+    image, output = wrong[0], wrong[1]
+    lo, hi = 0, len(image)
+    while lo < hi:
+        middle = (lo + hi) // 2
+        if image[middle] < b or (image[middle] == b and output[middle] < o):
+            lo = middle + 1
+        else:
+            hi = middle
+    end = lo
+    while end < len(image) and image[end] == b and output[end] == o:
+        end += 1
+    return lo, end
+
+
+@kernel
+def _met(weight, wrong, lo, hi, o, k):
+    """The weight that output channel o's slot k meets, wrong ones [lo, hi) included."""
+    value = np.int64(weight[o, k])
+    for e in range(lo, hi):
+        if wrong[2][e] == k:
+            value += wrong[3][e]
+    return value
+
+
+@kernel
+def fetched_sums(weight, acc, bias, per_group, acc_bits, wrong, read, scratch, out):
+    """Final sums of the outputs that wrong fetched words change, but for those of
+    columns with wrong weights, which `weight_errors` gives.
+
+    read     of `read_errors`, sorted by key
+    scratch  (o,) int64
+    out      (index, value) int64 to fill, as many as `read` covers output channels;
+             returns how many
+    """
+    keys, slots, begins, ends, deltas = read
+    index, value = out
+    positions, outputs = acc.shape[1], acc.shape[2]
+    groups = outputs // per_group
+    count, i = 0, 0
+    while i < len(keys):
+        key = keys[i]
+        image, m, group = key // (groups * positions), key % positions, key // positions % groups
+        scratch[:] = 0
+        while i < len(keys) and keys[i] == key:
+            for o in range(begins[i], ends[i]):
+                scratch[o] += deltas[i] * np.int64(weight[o, slots[i]])
+            i += 1
+        for o in range(group * per_group, (group + 1) * per_group):
+            if scratch[o] != 0:
+                lo, hi = _wrong_of(wrong, image, o)
+                if lo < hi:
+                    continue
+                index[count] = (image * positions + m) * outputs + o
+                value[count] = wrap(np.int64(acc[image, m, o]) + bias[o] + scratch[o], acc_bits)
+                count += 1
+    return count
+
+
+@kernel
 def _read(codes, geometry, b, m, k, group):
     """Input code that slot k of output position m reads; 0 for padding."""
     h, w, cg, out_w, kw, sh, sw, pt, pl, dh, dw = geometry
@@ -175,13 +298,16 @@ def _partial(flat, channels, weight, geometry, b, m, output, group, begin, end):
 
 
 @kernel
-def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, wrong, scratch, out):
+def weight_errors(
+    codes, weight, acc, bias, geometry, per_group, acc_bits, wrong, read, scratch, out
+):
     """Final sums of the outputs that wrong weights change.
 
     codes    (images, h, w, c) input codes
     acc      (images, m, o) exact sums without bias, float or integer
     wrong    (image, output, k, delta) int64 (f,) sorted by (image, output); delta is
              what is added to the code
+    read     of `read_errors`, sorted by key: wrong codes that the same outputs read
     scratch  (m,) int64
     out      (index, value) int64 to fill, m entries for each (image, output): flat
              indices into acc, and sums with the bias, wrapped; returns how many
@@ -189,12 +315,15 @@ def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, wrong, scratc
     h, w, cg, out_w, kw, sh, sw, pt, pl, dh, dw = geometry
     image, output, k, delta = wrong
     index, value = out
+    keys, slots, begins, ends, deltas = read
     positions, outputs = acc.shape[1], acc.shape[2]
+    groups = outputs // per_group
     count, i = 0, 0
     while i < len(image):
         b, o = image[i], output[i]
         group = o // per_group
         scratch[:] = 0
+        begin = i
         while i < len(image) and image[i] == b and output[i] == o:
             # Row by row: no division and no look at padding for every output.
             window, c = k[i] // cg, group * cg + k[i] % cg
@@ -208,6 +337,12 @@ def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, wrong, scratc
                     if x >= 0 and x < w:
                         scratch[row * out_w + column] += delta[i] * np.int64(codes[b, y, x, c])
             i += 1
+        key = (b * groups + group) * positions
+        e = _first(keys, key) if len(keys) else 0
+        while e < len(keys) and keys[e] < key + positions:
+            if begins[e] <= o < ends[e]:
+                scratch[keys[e] - key] += deltas[e] * _met(weight, wrong, begin, i, o, slots[e])
+            e += 1
         for m in range(positions):
             if scratch[m] != 0:  # half of what a ReLU lets through is zero
                 index[count] = (b * positions + m) * outputs + o
@@ -219,7 +354,7 @@ def weight_errors(codes, acc, bias, geometry, per_group, acc_bits, wrong, scratc
 @kernel
 def psum_errors(
     codes, weight, acc, bias, geometry, per_group, acc_bits, fold_slots, rows, index, slot,
-    order, wrong, out,
+    order, wrong, read, out,
 ):  # fmt: skip
     """Final sums of outputs whose partial sums were hit in memory.
 
@@ -230,8 +365,10 @@ def psum_errors(
                 sorted by (inference, word, fold)
     wrong       (image, output, k, delta) int64 of wrong weights that the same outputs
                 read, sorted by (image, output)
+    read        of `read_errors`, sorted by key: wrong codes that the same outputs read
     out         (index, value) int64 (f,) to fill; returns how many
     """
+    keys, slots, begins, ends, deltas = read
     w_image, w_output, w_k, w_delta = wrong
     where, value = out
     positions, outputs = acc.shape[1], acc.shape[2]
@@ -256,6 +393,15 @@ def psum_errors(
         while e < len(w_image) and w_image[e] == b and w_output[e] == o:
             final += w_delta[e] * _read(codes, geometry, b, m, w_k[e], group)
             e += 1
+        hi = e
+        # Wrong codes that this output position's products read.
+        key = (b * (outputs // per_group) + group) * positions + m
+        r_lo = _first(keys, key) if len(keys) else 0
+        r = r_lo
+        while r < len(keys) and keys[r] == key:
+            if begins[r] <= o < ends[r]:
+                final += deltas[r] * _met(weight, wrong, lo, hi, o, slots[r])
+            r += 1
         carried = np.int64(0)
         while i < len(order) and slot[order[i]] == b and rows[index[order[i]]].word == word:
             row = rows[index[order[i]]]
@@ -271,6 +417,11 @@ def psum_errors(
                 if w_k[e] < limit:
                     stored += w_delta[e] * _read(codes, geometry, b, m, w_k[e], group)
                 e += 1
+            r = r_lo
+            while r < len(keys) and keys[r] == key:
+                if begins[r] <= o < ends[r] and slots[r] < limit:
+                    stored += deltas[r] * _met(weight, wrong, lo, hi, o, slots[r])
+                r += 1
             stored = wrap(stored, acc_bits)
             struck = ((stored & row.and_mask) | row.or_mask) ^ row.xor_mask
             carried += wrap(struck, acc_bits) - stored
