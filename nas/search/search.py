@@ -38,6 +38,7 @@ class SearchSettings:
     lr                of SGD with momentum on the shared weights, to 0 along a cosine
     share             of the training data for the weights; the rest gives rewards
     proposals         an epoch; 0: one for each batch of the rest
+    reward_batch      images that a reward is measured on; 0: as many as `batch`
     warmup            epochs of weight steps alone, at the start
     shift, flip       augmentation of the weights' images
     """
@@ -52,6 +53,7 @@ class SearchSettings:
     alpha_r: float = 0.5
     share: float = 0.8
     proposals: int = 0
+    reward_batch: int = 0
     warmup: int = 0
     shift: int = 0
     flip: bool = False
@@ -62,7 +64,8 @@ class SearchSettings:
             ("epochs", 1, 1 << 20), ("batch", 2, 1 << 20), ("lr", 0, math.inf), ("momentum", 0, 1),
             ("weight_decay", 0, math.inf), ("clip", 0, math.inf), ("alpha_l", 0, 1),
             ("alpha_r", 0, 1), ("share", 0.01, 0.99), ("proposals", 0, 1 << 20),
-            ("warmup", 0, 1 << 20), ("shift", 0, 16), ("seed", 0, (1 << 63) - 1),
+            ("reward_batch", 0, 1 << 20), ("warmup", 0, 1 << 20), ("shift", 0, 16),
+            ("seed", 0, (1 << 63) - 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if not low <= value <= high:
@@ -174,7 +177,8 @@ class Search:
         for at in range(self.proposals):
             count = number * self.proposals + at
             generator = torch_stream(settings.seed, REWARDS, count)
-            chosen = torch.randperm(len(images), generator=generator)[: settings.batch]
+            chosen = torch.randperm(len(images), generator=generator)
+            chosen = chosen[: settings.reward_batch or settings.batch]
             genotype = self.searcher.propose()
             several = self.searcher.objectives > 1
             got = score(
