@@ -8,6 +8,26 @@ from fsim.cli.inject import fault_model
 from fsim.cli.options import load_accel_option
 from fsim.errors import ConfigError
 
+DEVICES = (
+    "On every --device the same for a seed: new weights, order and augmentation of the images, a "
+    "search method's own draws. Not the same: faults, dropout, the last bits of sums, and what "
+    "follows from them. On one thread of the cpu a run, stopped and resumed or not, is the same "
+    "bit for bit; on a GPU as far as torch's kernels are. A checkpoint goes on on any device."
+)
+"""What a seed fixes, for the end of `--help`."""
+
+
+def device_of(name: str, fault_backend: str):
+    """The torch.device that --device names; ConfigError unless the backend runs there."""
+    from fsim.nas.device import device_named
+
+    if fault_backend == "numba" and name != "cpu":
+        raise ConfigError(
+            "--device must be cpu with --fault-backend numba, whose array is simulated on the "
+            f"CPU, got {name[:40]!r}"
+        )
+    return device_named(name)
+
 
 def faults_of(fault_backend, accel, dataflow, settings, ber, seu_rate, hw_batch, faults_file,
               mibb, adsaf, *, machine_too=False, **rest):  # fmt: skip

@@ -9,7 +9,7 @@ from fsim.cli.train import train
 FAULTS = ("fault_backend", "accel", "dataflow", "settings", "ber", "seu_rate", "hw_batch",
           "faults_file", "mibb", "adsaf")  # fmt: skip
 DATA = ("data", "data_dir", "images", "test_images")
-COMMON = ("quiet", "seed", "threads", "as_json")
+COMMON = ("quiet", "device", "seed", "threads", "as_json")
 
 
 def train_options(*names: str):

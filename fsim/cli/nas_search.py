@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from fsim.cli.fault_backend import faults_of
+from fsim.cli.fault_backend import DEVICES, device_of, faults_of
 from fsim.cli.nas_options import COMMON, DATA, FAULTS, bar, progress, train_options
 from fsim.cli.options import use_threads
 from fsim.cli.tables import print_json, table
@@ -22,7 +22,7 @@ SPACE = ("primitives", "layout", "steps", "init_channels")
 
 
 @train_options(*FAULTS, *(name for name in DATA if name != "test_images"), *COMMON)
-@click.command()
+@click.command(epilog=DEVICES)
 @click.option("--method", type=click.Choice(["rl", "evolution", "random", "multi"]), default="rl",
               show_default=True, help="LSTM controller, regularised evolution, uniform sampling, "
               "or several objectives (Optuna).")  # fmt: skip
@@ -75,19 +75,19 @@ def search(**options):
     _derive(built, out, SAMPLES, as_json, show, begin)
 
 
-@train_options("quiet", "threads", "as_json")
-@click.command()
+@train_options("quiet", "device", "threads", "as_json")
+@click.command(epilog=DEVICES)
 @click.option("--search", "folder", type=click.Path(path_type=Path), default=Path("out/search"),
               show_default=True, help="Folder of a finished search.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(1, 10_000), default=SAMPLES, show_default=True,
               help="Genotypes to compare.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
               help="Genotype file.  [default: genotype.toml in the folder]")  # fmt: skip
-def derive(folder, samples, out, quiet, threads, as_json):
+def derive(folder, samples, out, quiet, device, threads, as_json):
     """The best of several genotypes of a finished search, by reward on the held-out share."""
     from fsim.nas.search.run import SearchRun, read_options
 
-    options = read_options(folder) | {"threads": threads}
+    options = read_options(folder) | {"threads": threads, "device": device}
     built = _build(options)
     run = SearchRun(folder, built.identity, built.search, resume=True)
     missing = built.search.settings.epochs - len(run.history)
@@ -104,6 +104,7 @@ def _build(options):
     """The search that the options ask for."""
     multi = options["method"] == "multi"
     faults = faults_of(**options, machine_too=multi)
+    device = device_of(options["device"], options["fault_backend"])
     use_threads(options["threads"])
     from dataclasses import replace
 
@@ -121,7 +122,7 @@ def _build(options):
     data = options["data"] or ("cifar10" if options["preset"] == "paper" else "digits")
     return build_search(
         options["method"], settings, space, faults, data=data, data_dir=options["data_dir"],
-        images=options["images"],
+        images=options["images"], device=device,
     )  # fmt: skip
 
 

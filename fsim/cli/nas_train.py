@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fsim.cli.fault_backend import faults_of
+from fsim.cli.fault_backend import DEVICES, device_of, faults_of
 from fsim.cli.nas_options import COMMON, DATA, FAULTS, bar, progress, train_options
 from fsim.cli.options import use_threads
 from fsim.cli.tables import pairs, print_json
@@ -23,7 +23,7 @@ def _checked(genotype: str) -> str:
 
 
 @train_options(*(option.name for option in train_network.params if option.name != "model"))
-@click.command()
+@click.command(epilog=DEVICES)
 @click.argument("genotype", metavar="GENOTYPE|NAME")
 def train(genotype, data, **options):
     """Train the network of a genotype from scratch, as `fsim train` does.
@@ -35,13 +35,13 @@ def train(genotype, data, **options):
 
 
 @train_options("width", *FAULTS, *DATA, *COMMON)
-@click.command()
+@click.command(epilog=DEVICES)
 @click.argument("genotype", metavar="GENOTYPE|NAME")
 @click.option("--weights", required=True, help=".pt or .safetensors, as fsim nas train writes.")
 @click.option("--maps", type=click.IntRange(1, 100_000), default=10, show_default=True,
               help="Fault maps.")  # fmt: skip
-def evaluate(genotype, weights, maps, width, data, data_dir, images, test_images, quiet, seed,
-             threads, as_json, **faults):  # fmt: skip
+def evaluate(genotype, weights, maps, width, data, data_dir, images, test_images, quiet, device,
+             seed, threads, as_json, **faults):  # fmt: skip
     """Accuracy of a trained genotype, clean and over several fault maps.
 
     The network is the final one: batch normalisation folded in, on the simulated array with
@@ -50,6 +50,7 @@ def evaluate(genotype, weights, maps, width, data, data_dir, images, test_images
     machine, models, described = faults_of(**faults)
     if described["backend"] == "none":
         raise ConfigError("evaluate needs faults: --fault-backend numba or torch, got none")
+    device = device_of(device, described["backend"])
     use_threads(threads)
     from fsim.nas.search.evaluation import evaluate_maps
     from fsim.nas.training.backends import ArrayFaults, TensorFaults
@@ -58,7 +59,7 @@ def evaluate(genotype, weights, maps, width, data, data_dir, images, test_images
     setting = load_setting(
         _checked(genotype), width=width, weights=weights, data=data or "digits",
         data_dir=data_dir, images=images, test_images=test_images, seed=seed,
-    )  # fmt: skip
+    ).to(device)  # fmt: skip
     note = None
     if machine is not None:
         calibration = setting.train[0][:CALIBRATION].numpy()

@@ -4,6 +4,7 @@ accel_options()  gemm, inject and whatever runs on one accelerator
 json_option      every command that prints a result
 threads_option   commands whose work is parallel; pass the value to `use_threads`
 seed_option      commands that draw random numbers
+device_option    commands that compute in torch; read it with `fault_backend.device_of`
 Probability, Seconds, ShapeType, FaultType: parameter types that state what they expect
 """
 
@@ -87,6 +88,14 @@ seed_option = click.option(
     default=0,
     show_default=True,
     help="Seed of the random draws; the same seed gives the same faults.",
+)
+
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Where torch computes: cpu, cuda, cuda:1, ... (--fault-backend torch or none).",
 )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
-from fsim.cli.fault_backend import faults_of
+from fsim.cli.fault_backend import DEVICES, device_of, faults_of
 from fsim.cli.options import (
     Probability,
     accel_options,
+    device_option,
     json_option,
     seed_option,
     threads_option,
@@ -23,7 +24,7 @@ CALIBRATION = 256
 BACKENDS = ("numba", "torch", "none")
 
 
-@click.command()
+@click.command(epilog=DEVICES)
 @click.option(
     "--model",
     default="digits-cnn",
@@ -108,12 +109,13 @@ BACKENDS = ("numba", "torch", "none")
 )
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint in --out.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@device_option
 @seed_option
 @threads_option
 @json_option
 def train(model, width, weights, data, data_dir, images, test_images, fault_backend, accel,
           settings, dataflow, ber, seu_rate, hw_batch, faults_file, mibb, adsaf, alpha, bn, epochs,
-          batch, lr, eval_trials, out, resume, quiet, seed, threads, as_json):  # fmt: skip
+          batch, lr, eval_trials, out, resume, quiet, device, seed, threads, as_json):  # fmt: skip
     """Train a network to bear faults: L = (1 - alpha) CE(clean) + alpha CE(faulty).
 
     \b
@@ -123,6 +125,7 @@ def train(model, width, weights, data, data_dir, images, test_images, fault_back
     machine, chosen, described = faults_of(
         fault_backend, accel, dataflow, settings, ber, seu_rate, hw_batch, faults_file, mibb, adsaf
     )
+    device = device_of(device, fault_backend)
     use_threads(threads)
     from fsim.nas.training.loop import Trainer, TrainSettings
     from fsim.nas.training.run import PICTURE, WEIGHTS, Run
@@ -131,7 +134,7 @@ def train(model, width, weights, data, data_dir, images, test_images, fault_back
     setting = load_setting(
         model, width=width, weights=weights, data=data, data_dir=data_dir, images=images,
         test_images=test_images, seed=seed,
-    )  # fmt: skip
+    ).to(device)  # fmt: skip
     options = TrainSettings(
         epochs=epochs, batch=batch, lr=lr, alpha=alpha if fault_backend != "none" else 0.0, bn=bn,
         shift=setting.shift, flip=setting.flip, eval_trials=eval_trials, seed=seed,

@@ -64,24 +64,26 @@ def space_of(preset: str, weights: bool, changes: dict) -> CellSpace:
 
 def build_search(
     method: str, settings: SearchSettings, space: CellSpace, faults, *, data="digits",
-    data_dir=None, images=None,
+    data_dir=None, images=None, device="cpu",
 ) -> Built:  # fmt: skip
     """A search with new weights.
 
     faults  (Accel or None, fault model(s) or None, JSON-ready description)
+    device  of supernet and images; no part of the identity
     ConfigError for what does not fit together.
     """
     machine, models, described = faults
     part = load_data(data, "train", data_dir, images)
-    inputs, labels = preprocessing_of(part)(part.images), torch.from_numpy(part.labels)
-    shift, flip = AUGMENTATION.get(part.name, (0, False))
+    inputs = preprocessing_of(part)(part.images).to(device)
+    labels = torch.from_numpy(part.labels).to(device)
+    shift, flip = AUGMENTATION.get(part.name, (settings.shift, settings.flip))
     settings = replace(settings, shift=shift, flip=flip)
     if described["backend"] == "none":
         settings = replace(settings, alpha_l=0.0, alpha_r=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         supernet = Supernet(space, num_classes=part.num_classes, in_channels=inputs.shape[1])
-    batch_statistics(supernet)
+    batch_statistics(supernet).to(device)
     products = None
     if machine is not None:
         products = Products(supernet, machine, inputs, seed=settings.seed)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fsim.accel_models.accel import Accel
+from fsim.nas.device import kept_random_state
 from fsim.nas.space.cells import CellNetwork
 from fsim.nas.space.genotype import Genotype
 from fsim.nas.space.supernet import Supernet
@@ -104,7 +105,7 @@ class Products:
         path = self.supernet.path(genotype)
         recorder = SignRecorder(self.images, self.unsigned)
         # What dropout draws here must not move the draws of training.
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), recorder:
+        with kept_random_state(self.images.device), torch.no_grad(), recorder:
             path(self.images)
         owner = {id(p): name.rpartition(".")[0] for name, p in path.named_parameters()}
         calls: Counter[str] = Counter()

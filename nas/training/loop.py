@@ -81,7 +81,7 @@ class EpochResult:
 class Trainer:
     """A network in fault-tolerant training.
 
-    images, labels  (n, c, h, w) float32 and (n,) int64 of training; test: the same
+    train, test  ((n, c, h, w) float32, (n,) int64), on the device of the network
     """
 
     def __init__(self, backend: FaultBackend, settings: TrainSettings, train, test):
@@ -100,9 +100,11 @@ class Trainer:
 
     def epoch(self, number: int, on_step: Callable[[int], None] = lambda done: None) -> EpochResult:
         """Train one epoch, then evaluate."""
-        settings, generator = self.settings, torch.Generator()
-        generator.manual_seed(settings.seed * (1 << 20) + number)
-        torch.manual_seed(settings.seed * (1 << 20) + number)  # dropout
+        settings = self.settings
+        state = (settings.seed * (1 << 20) + number) % (1 << 63)
+        # On the CPU whatever the device is: every device then meets the same batches.
+        generator = torch.Generator().manual_seed(state)
+        torch.manual_seed(state)  # dropout
         self.backend.train()
         sums = [0.0, 0.0, 0.0]
         order = torch.randperm(len(self.images), generator=generator)
@@ -123,7 +125,7 @@ class Trainer:
         """One update; (loss, clean part, faulty part)."""
         a = self.settings.alpha
         self.optimiser.zero_grad(set_to_none=True)
-        clean = faulty = torch.zeros(())
+        clean = faulty = torch.zeros((), device=images.device)
         if a < 1:
             clean = F.cross_entropy(self.backend.clean(images), labels)
         if a > 0:
@@ -154,17 +156,22 @@ class Trainer:
 
 
 def augmented(images: Tensor, settings: TrainSettings, generator: torch.Generator) -> Tensor:
-    """(n, c, h, w) images, each shifted (zeros move in) and mirrored by chance."""
-    n, _, height, width = images.shape
-    s = settings.shift
+    """(n, c, h, w) images, each shifted (zeros move in) and mirrored by chance.
+
+    generator  on the CPU: images on any device move alike
+    """
+    n, channels, height, width = images.shape
+    s, device = settings.shift, images.device
     if s:
         padded = F.pad(images, (s, s, s, s))
-        down, across = torch.randint(0, 2 * s + 1, (2, n), generator=generator)
-        rows = (down[:, None] + torch.arange(height))[:, None, :, None]
-        columns = (across[:, None] + torch.arange(width))[:, None, None, :]
-        channel = torch.arange(images.shape[1])[None, :, None, None]
-        images = padded[torch.arange(n)[:, None, None, None], channel, rows, columns]
+        offsets = torch.randint(0, 2 * s + 1, (2, n), generator=generator, device="cpu")
+        down, across = offsets.to(device)
+        rows = (down[:, None] + torch.arange(height, device=device))[:, None, :, None]
+        columns = (across[:, None] + torch.arange(width, device=device))[:, None, None, :]
+        channel = torch.arange(channels, device=device)[None, :, None, None]
+        image = torch.arange(n, device=device)[:, None, None, None]
+        images = padded[image, channel, rows, columns]
     if settings.flip:
-        mirror = torch.rand(n, generator=generator) < 0.5
+        mirror = (torch.rand(n, generator=generator, device="cpu") < 0.5).to(device)
         images = torch.where(mirror[:, None, None, None], images.flip(3), images)
     return images

@@ -112,7 +112,7 @@ class Run:
     def _finish(self) -> None:
         """Weights, history and picture beside the checkpoint."""
         state = {
-            name: value.detach().contiguous()
+            name: value.detach().cpu().contiguous()
             for name, value in self.trainer.backend.model.state_dict().items()
         }
         with atomic_write(self.folder / WEIGHTS) as file:

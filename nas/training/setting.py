@@ -39,6 +39,13 @@ class Setting:
     flip: bool
     identity: dict
 
+    def to(self, device: torch.device) -> Setting:
+        """The same with network, images and labels on a device; the network is moved."""
+        train, test = (
+            (images.to(device), labels.to(device)) for images, labels in (self.train, self.test)
+        )
+        return replace(self, model=self.model.to(device), train=train, test=test)
+
 
 def load_setting(model, *, width, weights, data, data_dir, images, test_images, seed) -> Setting:
     """Network and images by the names that `fsim train` takes, or of a genotype file.

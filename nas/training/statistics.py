@@ -57,7 +57,7 @@ class Statistics:
         return [] if self.other is None else [dict(held) for held in self.other]
 
     def load(self, state: list[dict[str, torch.Tensor]]) -> None:
-        """Take the statistics of a checkpoint."""
+        """Take the statistics of a checkpoint, on the device of the network's."""
         for held, saved in zip(self.other or [], state):
             for name in held:
-                held[name] = saved[name].clone()
+                held[name] = saved[name].to(held[name].device, copy=True)
