@@ -25,14 +25,15 @@ def _memory_row(space, fault: Fault, where: str) -> np.ndarray:
     layer = space.layer_index(fault.layer)
     residency = fault.cycle or 0
     blocks = [b for b in space.blocks if b.component == fault.component and b.layer == layer]
+    most = max((block.words for block in blocks), default=0)
+    if blocks and not 0 <= fault.word < most:
+        raise FaultError(f"{where}: word must be in 0..{most - 1}, got {fault.word}")
     for block in blocks:
-        if not 0 <= fault.word < block.words:
-            raise FaultError(f"{where}: word must be in 0..{block.words - 1}, got {fault.word}")
         if block.word is not None:
             here = bool(((block.word == fault.word) & (block.residency == residency)).any())
         else:
             here = block.first <= residency < block.first + int(block.residencies)
-        if here:
+        if here and fault.word < block.words:
             break
     else:
         raise FaultError(

@@ -54,9 +54,9 @@ def attach(
 
     Evaluation is integer arithmetic from the input's codes on, batch normalisation
     folded in. Training runs each convolution and linear layer on the array with
-    quantised raw weights, everything between in float, and passes gradients
-    straight through roundings and faults: it changes the parameters of `model`,
-    which is otherwise left as it is.
+    quantised raw weights, and each product of two activations that evaluation knows,
+    everything between in float, and passes gradients straight through roundings and
+    faults: it changes the parameters of `model`, which is otherwise left as it is.
 
     accel         a preset's name, the path of a description, or an Accel
     calibration   (n >= 1, c, h, w) network inputs, float32 or what casts to it, that
@@ -100,15 +100,16 @@ class AttachedModel(nn.Module):
     the fault model, with its images numbered from 0; `trial` is the number of the
     next call's and may be set. After `eval()`, which is how it begins, it is the
     integer network, without gradients; parameters that have changed since are
-    quantised anew. After `train()` it is the network itself with its convolutions
-    and linear layers on the array. `state_dict` and parameters are those of `module`.
+    quantised anew. After `train()` it is the network itself with its convolutions,
+    linear layers and products of two activations on the array. `state_dict` and
+    parameters are those of `module`.
 
     module    the network that was given
     accel     the machine
     mode      of evaluation: "integer program" or "layer by layer"
     coverage  what the array runs in evaluation and what it does not
     program   the integer program, or None layer by layer
-    layers    names that `Fault.layer` may have in evaluation
+    layers    names that `Fault.layer` may have in the mode that it is in
     fresh     "step", "epoch" or "chip": when training meets new faults
     """
 
@@ -164,6 +165,8 @@ class AttachedModel(nn.Module):
 
     @property
     def layers(self) -> tuple[str, ...]:
+        if self.training:
+            return tuple(site.name for site in self._trained.session.sites)
         return self._quantised[0].names
 
     def train(self, mode: bool = True):
@@ -181,6 +184,14 @@ class AttachedModel(nn.Module):
         """Into `module`."""
         return self.module.load_state_dict(*args, **kwargs)
 
+    def __getstate__(self) -> dict:
+        # The integer network may hold functions that cannot be pickled; it is made anew.
+        return {name: value for name, value in vars(self).items() if name != "_quantised"}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._quantise()
+
     def __deepcopy__(self, memo):
         twin = attach(
             copy.deepcopy(self.module, memo), self.accel, calibration=self._images,
@@ -195,7 +206,8 @@ class AttachedModel(nn.Module):
         faults  a fault model, which has rows(space, trial, images, draws); a Fault;
                 or a sequence of them, which strike in every trial. A word of `acts`
                 in a layer is one of the tensor that the operation makes; layer by
-                layer, of the tensor that the layer reads.
+                layer and in training, of the tensor that the layer reads. A product
+                of two activations reads its first at cycle=1 and its second at 2.
         Raises FaultError or ConfigError for faults that the network cannot have.
         """
         self._model = self._checked(faults)
@@ -226,7 +238,8 @@ class AttachedModel(nn.Module):
                 )
             model = Explicit(named) if named else None
         if isinstance(model, Explicit):  # draws nothing: what is wrong shows now
-            model.rows(self.network.space, 0, np.zeros(0, np.int64), Draws(self._seed))
+            space = self._trained.session.space if self.training else self.network.space
+            model.rows(space, 0, np.zeros(0, np.int64), Draws(self._seed))
         return model
 
     def forward(self, images: Tensor) -> Tensor:
@@ -274,7 +287,11 @@ class AttachedModel(nn.Module):
             lines += ["not covered, in float and without faults:", *_table(cover.other)]
         else:
             lines.append("not covered: nothing")
-        return "\n".join([*lines, *(f"note: {note}" for note in cover.notes)])
+        lines += (f"note: {note}" for note in cover.notes)
+        if self._trained is not None and self._trained.skipped:
+            calls = (f"{name} ({calls})" for name, calls in sorted(self._trained.skipped.items()))
+            lines.append(f"note: in training in float (calls a pass): {', '.join(calls)}")
+        return "\n".join(lines)
 
     def extra_repr(self) -> str:
         return f"{self.mode}, accel={self.accel.name}, {self.coverage.share:.1%} on the array"

@@ -44,7 +44,7 @@ from fsim.errors import ConfigError, FaultError, MappingError
 
 from .kernels.rows import write_flips
 from .lower import Lowered, lower, word_addresses
-from .ops import ArrayOp, Concat, MatMul, Op, Program
+from .ops import ArrayOp, Concat, Input, MatMul, Op, Program
 
 _NONE = np.zeros(0, np.int64)
 
@@ -232,7 +232,7 @@ class Placement:
         if self.kept(op):
             return [Block(0, "acts", op.index, op.name, words, op.bits, 1, 0, op.signed)]
         blocks = []
-        if op.index != 0:
+        if not isinstance(op, Input):
             blocks.append(Block(0, "acts", op.index, op.name, words, op.bits, 1, 0, op.signed))
         for reader in self.program.ops:
             if not reader.stores:

@@ -1,4 +1,4 @@
-"""A network's own convolutions and linear layers, taken to the array as they are called.
+"""A network's own products, taken to the array as they are called.
 
 Neither the network nor its modules are changed: calls are recognised where torch
 dispatches them (`TorchFunctionMode`), in modules and in plain functions alike, and
@@ -8,7 +8,7 @@ told apart by their order in a forward pass.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +20,34 @@ from fsim.errors import MappingError
 
 from . import operators
 from .session import Session
-from .site import ArraySite, conv_site, linear_site
+from .site import ArraySite, conv_site, linear_site, matmul_site
 
 _CONV = {F.conv1d: 1, F.conv2d: 2, torch.conv1d: 1, torch.conv2d: 2}
-_NAMES = {1: "conv1d", 2: "conv2d"}
+_MATMUL = {
+    torch.matmul: "other", Tensor.matmul: "other", torch.bmm: "mat2", Tensor.bmm: "mat2",
+}  # fmt: skip
+"""What evaluation knows (`patterns.FUNCTIONS`), and the name of the right operand."""
+
+_PRODUCTS = {
+    "addbmm", "addmm", "addmv", "baddbmm", "bilinear", "bmm", "chain_matmul", "conv1d", "conv2d",
+    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "dot", "einsum", "gru",
+    "gru_cell", "inner", "kron", "linalg_matmul", "linalg_multi_dot", "linear", "lstm",
+    "lstm_cell", "matmul", "mm", "multi_head_attention_forward", "mv", "outer", "rnn_relu",
+    "rnn_relu_cell", "rnn_tanh", "rnn_tanh_cell", "scaled_dot_product_attention", "tensordot",
+}  # fmt: skip
+"""Names of torch functions that multiply and add; what of them is not understood is said."""
 
 
 @dataclass(frozen=True)
 class Call:
     """One product of a forward pass.
 
-    kind     "conv" or "linear"
-    x        activations: (n, c, h, w) of a convolution, (n, ..., f) of a linear layer
+    kind     "conv", "linear" or "matmul"
+    x        activations: (n, c, h, w) of a convolution, (n, ..., f) of a linear layer,
+             (n, ..., m, k) of a product of two activations
+    weight   of the latter (n, ..., k, p), the other activations
     ones     axes of one entry that a conv1d was given to be a conv2d
+    name     of a product of two activations, as in evaluation: "matmul", "matmul_1"
     """
 
     kind: str
@@ -44,16 +59,29 @@ class Call:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     ones: int = 0
+    name: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Everything that decides the site, the batch apart."""
+        if self.kind == "matmul":
+            return (*self.x.shape[1:], *self.weight.shape[1:])
         return (*self.x.shape[1:], *self.weight.shape, *self.stride, *self.padding,
                 *self.dilation, self.groups)  # fmt: skip
 
 
-def _understood(func, args, kwargs) -> Call | None:
-    """The product that a torch function is, or None."""
+def _understood(func, args, kwargs, images: int | None) -> Call | None:
+    """The product that a torch function is, or None.
+
+    images  of the forward pass; None: products of two activations stay in float
+    """
+    if func in _MATMUL:
+        a, b, out = _named(args, kwargs, ("input", _MATMUL[func], "out"))
+        two = out is None and all(_is_activation(x, images) for x in (a, b))
+        # As evaluation has it (`patterns._matmul`): nothing is broadcast.
+        if not two or a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]:
+            return None
+        return Call("matmul", a, b, None)
     if func is F.linear:
         x, weight, bias = _named(args, kwargs, ("input", "weight", "bias"))
         return Call("linear", x, weight, bias) if x.ndim >= 2 else None
@@ -81,6 +109,14 @@ def _understood(func, args, kwargs) -> Call | None:
                 1 if groups is None else groups, ones)  # fmt: skip
 
 
+def _is_activation(x, images: int | None) -> bool:
+    """Whether an operand has a matrix or more of each image; a parameter never does."""
+    return (
+        isinstance(x, Tensor) and not isinstance(x, nn.Parameter) and x.is_floating_point()
+        and x.ndim >= 3 and len(x) == images and 0 not in x.shape[1:]
+    )  # fmt: skip
+
+
 def _named(args, kwargs, names):
     given = dict(zip(names, args)) | kwargs
     return tuple(given.get(name) for name in names)
@@ -97,20 +133,34 @@ class Recorder(TorchFunctionMode):
 
     seen     (call, smallest activation) in order, over one or more passes of the
              same kind; `begin` starts the next
-    skipped  name of a torch function -> why its calls stay in float
+    skipped  torch functions that multiply and add but stay in float -> their calls
+
+    images   of a pass; None: products of two activations are not looked for
     """
 
-    def __init__(self):
+    def __init__(self, images: int | None = None):
         super().__init__()
+        self.images = images
         self.seen: list[tuple[Call, float]] = []
-        self.at = 0
+        self.skipped: Counter[str] = Counter()
+        self.begin()
 
     def begin(self) -> None:
         self.at = 0
+        self.skipped.clear()
+        self._named: Counter[str] = Counter()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        call = _understood(func, args, kwargs or {})
-        if call is not None:
+        call = _understood(func, args, kwargs or {}, self.images)
+        name = getattr(func, "__name__", "")
+        if func in _MATMUL:  # torch.fx counts so, those that stay in float too
+            number = self._named[name]
+            self._named[name] += 1
+            if call is not None:
+                call = replace(call, name=f"{name}_{number}" if number else name)
+        if call is None:
+            self.skipped[name] += name in _PRODUCTS
+        else:
             least = float(call.x.detach().amin()) if call.x.numel() else 0.0
             if self.at == len(self.seen):
                 self.seen.append((call, least))
@@ -135,7 +185,7 @@ def sites_of(recorder: Recorder, network: nn.Module, accel: Accel) -> tuple[Arra
     sites = []
     for number, (call, least) in enumerate(recorder.seen):
         weight = call.weight if not call.ones else call.weight._base
-        path = owner.get(id(weight), call.kind)
+        path = call.name or owner.get(id(weight), call.kind)
         name = f"{path}#{calls[path]}" if calls[path] else path
         calls[path] += 1
         signed = least < 0 or not accel.unsigned_acts
@@ -144,6 +194,9 @@ def sites_of(recorder: Recorder, network: nn.Module, accel: Accel) -> tuple[Arra
                 conv_site(number, name, accel, call.x.shape[1:], call.weight.shape, signed,
                           call.stride, call.padding, call.dilation, call.groups)
             )  # fmt: skip
+        elif call.kind == "matmul":
+            other = call.weight.shape[1:]
+            sites.append(matmul_site(number, name, accel, call.x.shape[1:], other, signed))
         else:
             outputs = call.weight.shape[0]
             sites.append(linear_site(number, name, accel, call.x.shape[1:], outputs, signed))
@@ -155,14 +208,23 @@ class ArrayMode(TorchFunctionMode):
 
     shapes  `Call.shape` of each product, as recorded
     trial   draw of the faults; below 0 none
+    images  of the pass; None: products of two activations stay in float, as in a
+            recording without it
     """
 
-    def __init__(self, session: Session, shapes: tuple[tuple[int, ...], ...], trial: int):
+    def __init__(
+        self,
+        session: Session,
+        shapes: tuple[tuple[int, ...], ...],
+        trial: int,
+        images: int | None = None,
+    ):
         super().__init__()
         self.session, self.shapes, self.trial, self.at = session, shapes, trial, 0
+        self.images = images
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        call = _understood(func, args, kwargs or {})
+        call = _understood(func, args, kwargs or {}, self.images)
         if call is None:
             return func(*args, **(kwargs or {}))
         number, self.at = self.at, self.at + 1
@@ -173,8 +235,12 @@ class ArrayMode(TorchFunctionMode):
             )
         site = self.session.sites[number]
         signed = site.input.signed
-        scale = operators.activation_scale(call.x, signed, self.session.accel.operand_bits)
+        bits = self.session.accel.operand_bits
+        scale = operators.activation_scale(call.x, signed, bits)
         where = (signed, self.session.handle, number, self.trial)
+        if call.kind == "matmul":
+            other = operators.activation_scale(call.weight, True, bits)
+            return torch.ops.fsim.matmul(call.x, call.weight, scale, other, *where)[0]
         if call.kind == "linear":
             return torch.ops.fsim.linear(call.x, call.weight, call.bias, scale, *where)[0]
         out, _ = torch.ops.fsim.conv2d(

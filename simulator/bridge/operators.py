@@ -4,8 +4,9 @@ Forward: activations are quantised per tensor, weights per output channel,
 symmetric; the array multiplies the codes, struck by the faults of the trial; the
 sums, multiplied by both scales, are the output. Backward: as if the quantised
 product had been computed in real numbers, rounding passed straight through
-(Y. Bengio, N. Leonard, A. Courville, arXiv 1308.3432). Activation codes are those
-that the array read, errors included; weights are the correct ones.
+(Y. Bengio, N. Leonard, A. Courville, arXiv 1308.3432). Activation codes, of both
+operands where both are activations, are those that the array read, errors
+included; weights are the correct ones.
 """
 
 from __future__ import annotations
@@ -54,15 +55,19 @@ def _product(x_held: Tensor, x_scale, weight: Tensor, bias, signed, session, sit
         real = bias.detach().double() / (x_scale.double() * w_scale.double())
         units = real.round().clamp(-top, top - 1).to(torch.int64).numpy()
     x = x_held.detach().numpy()
-    if not signed and x.size and x.min() < 0:
-        raise MappingError(
-            f"{held.sites[site].name} must read what is never negative, as on the calibration "
-            f"images, got {x.min()}; add images on which it is"
-        )
+    _check_sign(x, signed, held.sites[site].name)
     read = held.product(
         site, trial, x, float(x_scale), codes.numpy(), w_scale.numpy(), units, out.numpy()
     )
     return torch.from_numpy(read)
+
+
+def _check_sign(x: np.ndarray, signed: bool, name: str) -> None:
+    if not signed and x.size and x.min() < 0:
+        raise MappingError(
+            f"{name} must read what is never negative, as on the calibration images, got "
+            f"{x.min()}; add images on which it is"
+        )
 
 
 def _last(x: Tensor) -> Tensor:
@@ -240,7 +245,93 @@ class ArrayLinear(torch.autograd.Function):
         return _linear_gradients(ctx, gradient)
 
 
-for _operator in ("fsim::conv2d", "fsim::linear"):
+def matmul_forward(a, b, a_scale, b_scale, signed, session, site, trial):
+    """(output (n, ..., m, p), codes of a, codes of b) of a product on the array."""
+    held = find(session)
+    name, shapes = held.sites[site].name, [tuple(s.shape) for s in held.sites[site].inputs]
+    got = [tuple(a.shape[1:]), tuple(b.shape[1:])]
+    if got != shapes or len(a) != len(b):
+        raise MappingError(
+            f"{name} must read {shapes[0]} and {shapes[1]} of each image, got {tuple(a.shape)} and "
+            f"{tuple(b.shape)}"
+        )
+    if held.sites[site].input.signed != signed:
+        raise MappingError(f"site {site} must be {'un' * signed}signed")
+    read = [x.detach().float().cpu().contiguous().numpy() for x in (a, b)]
+    _check_sign(read[0], signed, name)
+    out = torch.empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
+    scales = float(a_scale), float(b_scale)
+    codes = held.matmul(site, trial, *read, scales, out.numpy())
+    return out.to(a.device), *(torch.from_numpy(mine).to(a.device) for mine in codes)
+
+
+@torch.library.custom_op("fsim::matmul", mutates_args=())
+def matmul(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    signed: bool,
+    session: int,
+    site: int,
+    trial: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Product of two activations on the array: (output, codes of a, codes of b).
+
+    a, b              (n, ..., m, k) and (n, ..., k, p), all axes but the last two equal;
+                      b is held where weights are and its codes are signed
+    a_scale, b_scale  () float32 of their codes
+    signed            whether a's codes are
+    The rest as of `conv2d`.
+    """
+    return matmul_forward(a, b, a_scale, b_scale, signed, session, site, trial)
+
+
+@matmul.register_fake
+def _(a, b, a_scale, b_scale, signed, session, site, trial):
+    out = a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
+    kind = torch.int8 if signed else torch.uint8
+    return out, a.new_empty(a.shape, dtype=kind), b.new_empty(b.shape, dtype=torch.int8)
+
+
+def _matmul_context(ctx, inputs, output):
+    a, b, a_scale, b_scale, *_ = inputs
+    ctx.save_for_backward(output[1], output[2], a_scale, b_scale)
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.kinds = a.dtype, b.dtype
+
+
+def _matmul_gradients(ctx, gradient, *_):
+    a_codes, b_codes, a_scale, b_scale = ctx.saved_tensors
+    gradient = gradient.float()
+    g_a = g_b = None
+    if ctx.needs_input_grad[0]:
+        b = b_codes.to(torch.float32) * b_scale
+        g_a = (gradient @ b.transpose(-2, -1)).to(ctx.kinds[0])
+    if ctx.needs_input_grad[1]:
+        a = a_codes.to(torch.float32) * a_scale
+        g_b = (a.transpose(-2, -1) @ gradient).to(ctx.kinds[1])
+    return g_a, g_b, *[None] * 6
+
+
+matmul.register_autograd(_matmul_gradients, setup_context=_matmul_context)
+
+
+class ArrayMatMul(torch.autograd.Function):
+    """`fsim::matmul` as a Function, to subclass."""
+
+    @staticmethod
+    def forward(*inputs):
+        return matmul_forward(*inputs)
+
+    setup_context = staticmethod(_matmul_context)
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        return _matmul_gradients(ctx, gradient)
+
+
+for _operator in ("fsim::conv2d", "fsim::linear", "fsim::matmul"):
     for _device in ("cpu", "cuda"):
         # Codes are made from float32, whatever autocast asks of torch's own products.
         torch.library.register_autocast(_operator, _device, torch.float32)

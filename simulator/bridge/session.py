@@ -97,27 +97,50 @@ class Session:
         changed one is clamped to the range of its output channel in this batch.
         """
         site = self.sites[number]
-        source = site.input
-        batch = self.faults(site, trial, len(x))
-        placement = site.holding(weight, bias)
-        codes = np.empty(x.shape, source.dtype)
-        lo, hi = (np.float32(v) for v in source.range)
         real = np.ascontiguousarray(np.float32(scale) * weight_scale, np.float32)
-        program = placement.program
-        inverse = np.float32(1.0) / np.float32(scale)
+        return self._run(site, site.holding(weight, bias), trial, (x,), (scale,), real, out)[0]
+
+    def matmul(self, number: int, trial: int, a, b, scales: tuple[float, float], out):
+        """A product of two activations, as `product`.
+
+        a, b    (n, ..., m, k) and (n, ..., k, p) float32, C-contiguous
+        scales  of their codes, float32
+        out     (n, ..., m, p) float32, overwritten
+        Returns the codes of both that were read.
+
+        Requantisation has one scale for the whole result (`ops.MatMul`), so that the
+        bound of a changed sum is the range of all of them in this batch.
+        """
+        site = self.sites[number]
+        real = np.array([np.float32(scales[0]) * np.float32(scales[1])])
+        return self._run(site, site.placement, trial, (a, b), scales, real, out)
+
+    def _run(self, site: ArraySite, placement, trial: int, inputs, scales, real, out):
+        """Codes of each input, read by a product whose real values go into `out`.
+
+        inputs  (n, *layout) float32 of each; scales of their codes
+        real    (o,) or (1,) float32 scale of sums
+        """
+        images = len(out)
+        batch = self.faults(site, trial, images)
+        codes = tuple(np.empty(x.shape, s.dtype) for x, s in zip(inputs, site.inputs))
 
         def part(limits):
             begin, end = limits
-            requantise.quantise_flat(
-                x[begin:end].reshape(-1), inverse, lo, hi, codes[begin:end].reshape(-1)
-            )
-            mine = None if batch is None else batch.part(begin, end)
-            return begin, end, *run(placement, codes[begin:end], real, mine, out[begin:end])
+            read = tuple(mine[begin:end] for mine in codes)
+            for x, scale, source, mine in zip(inputs, scales, site.inputs, read):
+                inverse = np.float32(1.0) / np.float32(scale)
+                lo, hi = (np.float32(v) for v in source.range)
+                requantise.quantise_flat(
+                    x[begin:end].reshape(-1), inverse, lo, hi, mine.reshape(-1)
+                )
+            struck = None if batch is None else batch.part(begin, end)
+            return begin, end, *run(placement, read, real, struck, out[begin:end])
 
         threads = requantise.threads()
-        cuts = [len(x) * i // threads for i in range(threads + 1)]
+        cuts = [images * i // threads for i in range(threads + 1)]
         limits = [pair for pair in zip(cuts, cuts[1:]) if pair[0] < pair[1]]
-        parts = list(P.concurrently(program, part, limits, threads))
+        parts = list(P.concurrently(placement.program, part, limits, threads))
         if any(changed is not None for _, _, changed, _ in parts):
             lowest = np.min([ends[0] for *_, ends in parts], 0)
             highest = np.max([ends[1] for *_, ends in parts], 0)

@@ -1,4 +1,4 @@
-"""One convolution or linear layer on its machine, with weights that change every step."""
+"""One product on its machine: weights that change every step, or two activations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..sites import Placement
 
 @dataclass(frozen=True, eq=False)
 class ArraySite:
-    """A product of the network: an integer program of an input and one array operation.
+    """A product of the network: an integer program of its inputs and one array operation.
 
     number     `layer` in the rows of the network's site space
     name       for people and for `Fault.layer`
@@ -35,14 +35,20 @@ class ArraySite:
 
     @property
     def input(self) -> ops.Input:
+        """What the array takes as activations."""
         return self.placement.program.input
+
+    @property
+    def inputs(self) -> tuple[ops.Input, ...]:
+        """One, or two of a product of two activations."""
+        return self.placement.program.ops[:-1]
 
     def own(self, rows: np.ndarray, component: int) -> np.ndarray:
         """Numbers in the site's own program of rows (f,) that strike the site.
 
         component  number of `acts`: what the product reads is written by its
                    program's input, operation 0; a copy that it fetches for itself
-                   (first > 0) belongs to the product
+                   (first > 0) belongs to the product, as both of two activations do
         """
         written = (rows["component"] == component) & (rows["first"] == 0)
         return np.where(written, 0, self.op.index)
@@ -58,30 +64,51 @@ class ArraySite:
         return twin
 
 
-def run(placement: Placement, codes: np.ndarray, scale: np.ndarray, batch: Batch | None, out):
+class _Fetching(Placement):
+    """A product of two activations, which are both its own copies.
+
+    Residency 1 of `acts` is then the first and 2 the second, as wherever a product
+    fetches its inputs (`Placement.fetch_of`). Of what stays on chip both would be
+    residency 0, and nothing would tell one word of the site from the other. A word
+    is exposed once either way.
+    """
+
+    def kept(self, op: ops.Op) -> bool:
+        return False
+
+
+def run(
+    placement: Placement,
+    codes: tuple[np.ndarray, ...],
+    scale: np.ndarray,
+    batch: Batch | None,
+    out: np.ndarray,
+):
     """A site's product of codes, as real values.
 
-    placement  of `ArraySite.holding`
-    codes      (n, *layout) input codes; those that errors strike are changed
-    scale      (o,) float32: of the activations times of the weights
+    placement  of `ArraySite.holding`, or the site's own of two activations
+    codes      of each input, (n, *layout); those that errors strike are changed
+    scale      (o,) float32: of the activations times of the weights; (1,) one for all
     batch      faults; None: none
     out        (n, *layout) float32, overwritten with what faults of sums do not change
     Returns (flat index into out, real value) of what they do, and the (2, o) ends of
-    each output's range without them.
+    each output's range without them, (2, 1) of all outputs if they have one scale.
     """
-    source, op = placement.program.ops
+    *sources, op = placement.program.ops
     ready = placement.program.ready(op)
     hooks = clean_hooks(placement) if batch is None else FaultHooks(placement, batch)
-    seen = codes
     if hooks is not None:
-        hooks.stored(source, codes)
-        seen = hooks.loaded(op, 0, codes)
-    sums = ready.exact(np.ascontiguousarray(seen))
+        for slot, (source, mine) in enumerate(zip(sources, codes)):
+            hooks.stored(source, mine)
+            seen = hooks.loaded(op, slot, mine)
+            if seen is not mine:
+                mine[...] = seen
+    sums = ready.exact(*(np.ascontiguousarray(mine) for mine in codes))
     flat, limits = sums.reshape(-1, len(scale)), np.empty((2, len(scale)), np.float32)
     requantise.dequantise(
         flat, op.bias, scale, placement.accel.acc_bits, out.reshape(flat.shape), *limits
     )
-    replaced = None if hooks is None else hooks.accumulated(op, (seen,), sums)
+    replaced = None if hooks is None else hooks.accumulated(op, codes, sums)
     if replaced is None:
         return None, limits
     where, value = replaced
@@ -125,6 +152,24 @@ def linear_site(number, name, accel: Accel, shape, outputs, signed) -> ArraySite
     return _site(number, name, accel, shape, signed, op)
 
 
+def matmul_site(number, name, accel: Accel, shape, other, signed) -> ArraySite:
+    """A product of activations, (..., m, k) by (..., k, p).
+
+    shape, other  of the two without the batch; axes before the last two are equal
+    signed        whether codes of the first are; those of the second, which is where
+                  weights are held, always are
+    """
+    *lead, m, _ = shape
+    common = _common(name, (*lead, m, other[-1]), 1, accel)
+    op = ops.MatMul(**{**common, "index": 2, "inputs": (0, 1), "is_map": False})
+    sources = (
+        _source(0, f"{name} input", accel, shape, signed, False),
+        _source(1, f"{name} other", accel, other, True, False),
+    )
+    program = ops.Program((*sources, op), accel.acc_bits)
+    return ArraySite(number, name, _Fetching(program, accel))
+
+
 def _common(name, shape, outputs, accel: Accel) -> dict:
     lo, hi = ops.code_range(accel.operand_bits, True)
     return dict(
@@ -135,11 +180,15 @@ def _common(name, shape, outputs, accel: Accel) -> dict:
 
 
 def _site(number, name, accel: Accel, shape, signed, op) -> ArraySite:
-    source = ops.Input(
-        index=0, name=f"{name} input", inputs=(), shape=tuple(shape), bits=accel.operand_bits,
-        signed=signed, scale=1.0, is_map=isinstance(op, ops.Conv),
-    )  # fmt: skip
+    source = _source(0, f"{name} input", accel, shape, signed, isinstance(op, ops.Conv))
     if not isinstance(op, ops.Conv):
         op = replace(op, is_map=False)
     program = ops.Program((source, op), accel.acc_bits)
     return ArraySite(number, name, Placement(program, accel))
+
+
+def _source(index, name, accel: Accel, shape, signed, is_map) -> ops.Input:
+    return ops.Input(
+        index=index, name=name, inputs=(), shape=tuple(shape), bits=accel.operand_bits,
+        signed=signed, scale=1.0, is_map=is_map,
+    )  # fmt: skip
