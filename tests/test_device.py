@@ -122,7 +122,7 @@ def test_a_search_stays_on_its_device_and_goes_on_from_a_checkpoint(device, tmp_
 @pytest.mark.parametrize("device", DEVICES)
 def test_accuracy_under_faults_is_measured_on_the_device(device):
     made = trainer(device)
-    found = evaluate_maps(made.backend, data(device), 3, whole_map=False)
+    found = evaluate_maps(made.backend, data(device), 3)
     assert found.faulty.shape == (3,) and 0 <= found.clean <= 1
 
 

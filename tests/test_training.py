@@ -193,8 +193,8 @@ def test_wrong_settings_are_refused():
     for wrong in ({"alpha": 1.5}, {"epochs": 0}, {"bn": "both"}, {"lr": float("nan")}):
         with pytest.raises(ConfigError, match="must"):
             TrainSettings(**wrong)
-    with pytest.raises(ConfigError, match="one of features, one of weights"):
-        TensorFaults(network(), [model_from_config({"model": "mibb", "p_m": 0.1})] * 2)
+    with pytest.raises(ConfigError, match="at least one fault model, got none"):
+        TensorFaults(network(), [])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -8,6 +8,7 @@ fixed_point  the paper's dynamic fixed point, on its grid and on the hardware's
 features     MiBB, iBB and iBF, for the output of a layer
 weights      adSAF on whole weights and on bits, variation of RRAM cells, chips
 compat       choices of the reference implementation, by name
+several      several models on one tensor
 registry     models from a dict or a file
 """
 
@@ -16,6 +17,7 @@ from .features import IBB, IBF, MiBB, macs_per_output
 from .fixed_point import FixedPoint, Quantised
 from .model import FaultModel
 from .registry import MODELS, config_of, load_models, model_from_config
+from .several import apply_several, common_grid
 from .weights import (
     AdSAF,
     AdSAFBits,
@@ -38,6 +40,8 @@ __all__ = [
     "MiBB",
     "Quantised",
     "ReciprocalNormalVariation",
+    "apply_several",
+    "common_grid",
     "config_of",
     "draw_chip",
     "load_models",

@@ -56,6 +56,7 @@ class AwnasBitFlip(FaultModel):
     p: float
 
     name = "bitflip-awnas"
+    on_bits = True
     targets = ("features",)
     grids = ("paper",)
 

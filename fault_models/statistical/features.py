@@ -172,6 +172,7 @@ class IBF(FaultModel):
     r: float
 
     name = "ibf"
+    on_bits = True
     targets = ("features", "weights")
     grids = ("hardware",)
 

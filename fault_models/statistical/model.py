@@ -30,6 +30,7 @@ class FaultModel(ABC):
     bits, grid  the fixed point, see FixedPoint
     target      what the model is meant for: features or weights; filled in where the
                 model allows only one
+    on_bits     `corrupt` takes whole codes of the grid only
 
     Features means the output of a convolution or linear layer, after the batch
     normalisation that follows it directly and before the activation function: the
@@ -43,6 +44,7 @@ class FaultModel(ABC):
     name: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
     grids: ClassVar[tuple[str, ...]] = ("paper", "hardware")
+    on_bits: ClassVar[bool] = False
 
     def __post_init__(self):
         choice("grid", self.grid, self.grids)

@@ -124,6 +124,7 @@ class AdSAFBits(FaultModel):
     gradient: str = "unchanged"
 
     name = "adsaf-bits"
+    on_bits = True
     targets = ("weights",)
 
     def __post_init__(self):

@@ -55,13 +55,28 @@ def faults_of(fault_backend, accel, dataflow, settings, ber, seu_rate, hw_batch,
         named = ", ".join(f"{name} {value}" for name, value in model.items())
         described |= {"model": model, "text": f"{machine.name} ({machine.dataflow}), {named}"}
         return machine, chosen, described
-    from fsim.fault_models.statistical import config_of, load_models, model_from_config
+    from fsim.fault_models.statistical import config_of
 
-    models = list(load_models(faults_file)) if faults_file is not None else []
-    models += [model_from_config({"model": "mibb", "p_m": mibb})] if mibb is not None else []
-    models += [model_from_config({"model": "adsaf", "p": adsaf})] if adsaf is not None else []
+    models = _models(faults_file, mibb, adsaf)
     if not models:
         raise ConfigError("--fault-backend torch needs --mibb, --adsaf or --faults FILE")
     configs = [config_of(entry) for entry in models]
     text = "; ".join(", ".join(f"{k} {v}" for k, v in config.items()) for config in configs)
     return machine, models, described | {"models": configs, "text": text}
+
+
+def _models(faults_file, mibb, adsaf) -> list:
+    """The file's models, then MiBB, then adSAF, these two on the grid of those before them."""
+    from fsim.fault_models.statistical import common_grid, load_models, model_from_config
+    from fsim.fault_models.statistical.model import TARGETS
+
+    models = list(load_models(faults_file)) if faults_file is not None else []
+    for target, config in zip(TARGETS, ({"model": "mibb", "p_m": mibb},
+                                        {"model": "adsaf", "p": adsaf})):  # fmt: skip
+        if None not in config.values():
+            before = [model for model in models if model.target == target]
+            grid = {"bits": before[0].bits, "grid": before[0].grid} if before else {}
+            models.append(model_from_config(config | grid))
+    for target in TARGETS:
+        common_grid([model for model in models if model.target == target])
+    return models

@@ -70,12 +70,10 @@ def evaluate(genotype, weights, maps, width, data, data_dir, images, test_images
             note += f"; not on it: {', '.join(sorted({entry.what for entry in cover.other}))}"
     else:
         backend = TensorFaults(setting.model, models, seed)
-    lasting = machine is None and any(model.target == "weights" for model in models)
     show = progress(quiet)
     found = evaluate_maps(
-        backend, setting.test, maps, whole_map=lasting,
-        on_map=lambda done: show(f"maps {bar(done, maps)}"),
-    )  # fmt: skip
+        backend, setting.test, maps, on_map=lambda done: show(f"maps {bar(done, maps)}")
+    )
     show("")
     summary = found.summary()
     if as_json:

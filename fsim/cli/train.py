@@ -72,7 +72,8 @@ BACKENDS = ("numba", "torch", "none")
     "faults_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="torch: fault models, a .toml or .json file.",
+    help="torch: fault models, a .toml or .json file. With --mibb and --adsaf all strike: "
+    "the file's in its order, then MiBB, then adSAF.",
 )
 @click.option("--mibb", type=Probability, metavar="P", help="torch: MiBB at P per MAC.")
 @click.option("--adsaf", type=Probability, metavar="P", help="torch: adSAF, share P of weights.")

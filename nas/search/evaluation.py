@@ -44,13 +44,14 @@ def evaluate_maps(
     test: tuple[Tensor, Tensor],
     maps: int,
     *,
-    whole_map: bool,
     on_map: Callable[[int], None] = lambda done: None,
 ) -> Robustness:
-    """Accuracy without faults and under each of `maps` fault maps, the same for any network.
+    """Accuracy without faults and under each of `maps` fault maps.
 
-    whole_map  faults of a map last over all batches (stuck weights); otherwise every batch
-               of images meets its own
+    A map is one pass over all images, BATCH at a time. Weights that statistical models
+    strike are struck once a map: a chip. All other faults are drawn for each image or, on
+    the array, for each writing of the weights (`--hw-batch` images, at most a batch).
+    Networks of the same shapes meet the same maps: draws know shapes, seed and map alone.
     """
     images, labels = test
     backend.eval()
@@ -63,7 +64,7 @@ def evaluate_maps(
     faulty = np.zeros(maps)
     for number in range(maps):
         for at, (part, want) in enumerate(parts):
-            trial = EVALUATION + (number if whole_map else number * len(parts) + at)
-            faulty[number] += hits(backend.faulty(part, trial), want)
+            trial = EVALUATION + number * len(parts) + at
+            faulty[number] += hits(backend.faulty(part, trial, chip=EVALUATION + number), want)
         on_map(number + 1)
     return Robustness(clean / len(images), faulty / len(images))

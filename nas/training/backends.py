@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from fsim.accel_models.accel import Accel
 from fsim.errors import ConfigError
-from fsim.fault_models.statistical import FaultModel, FixedPoint
+from fsim.fault_models.statistical import FixedPoint, apply_several, common_grid
+from fsim.fault_models.statistical.model import TARGETS
 from fsim.nas.networks.fault_points import fault_points
 from fsim.simulator.attach import attach
 
@@ -33,8 +36,12 @@ class FaultBackend(Protocol):
     def clean(self, images: Tensor) -> Tensor:
         """Logits without faults, in the mode (train or eval) of the backend."""
 
-    def faulty(self, images: Tensor, trial: int) -> Tensor:
-        """Logits under the faults of a trial: the same trial, the same faults."""
+    def faulty(self, images: Tensor, trial: int, chip: int | None = None) -> Tensor:
+        """Logits under the faults of a trial: the same trial, the same faults.
+
+        chip  faults of weights that statistical models draw are those of this number in
+              place of the trial's: they last over the batches of one evaluation
+        """
 
     def train(self) -> None: ...
 
@@ -50,7 +57,7 @@ class NoFaults:
     def clean(self, images: Tensor) -> Tensor:
         return self.model(images)
 
-    def faulty(self, images: Tensor, trial: int) -> Tensor:
+    def faulty(self, images: Tensor, trial: int, chip: int | None = None) -> Tensor:
         return self.model(images)
 
     def train(self) -> None:
@@ -77,7 +84,7 @@ class ArrayFaults:
         with self.attached.faults(None):
             return self._at(images, 0)
 
-    def faulty(self, images: Tensor, trial: int) -> Tensor:
+    def faulty(self, images: Tensor, trial: int, chip: int | None = None) -> Tensor:
         return self._at(images, trial)
 
     def _at(self, images: Tensor, trial: int) -> Tensor:
@@ -92,11 +99,14 @@ class ArrayFaults:
 
 
 class _Weights(TorchFunctionMode):
-    """Convolutions and linear layers with weights on the grid, convolutions' under faults."""
+    """Convolutions and linear layers with weights on the grid, convolutions' under faults.
 
-    def __init__(self, model: FaultModel | None, grid: FixedPoint, generator: torch.Generator):
+    struck  weight -> weight under faults; None: there are none
+    """
+
+    def __init__(self, grid: FixedPoint, struck: Callable[[Tensor], Tensor] | None):
         super().__init__()
-        self.model, self.grid, self.generator = model, grid, generator
+        self.grid, self.struck = grid, struck
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -104,8 +114,8 @@ class _Weights(TorchFunctionMode):
         if conv or func is F.linear:
             args = list(args)
             weight = args.pop(1) if len(args) > 1 else kwargs.pop("weight")
-            if conv and self.model is not None:
-                weight = self.model(weight, generator=self.generator)
+            if conv and self.struck is not None:
+                weight = self.struck(weight)
             else:
                 weight = self.grid.quantise(weight).value
             args.insert(1, weight)
@@ -113,52 +123,76 @@ class _Weights(TorchFunctionMode):
 
 
 class TensorFaults:
-    """Statistical models in a network: one of features, one of weights, or both.
+    """Statistical models in a network, any number of features and of weights.
 
     Features are struck where the paper does it (`fault_points`), weights of
     convolutions whole; linear layers are quantised only (arXiv 2003.10375, and the
-    choices of walkerning/aw_nas).
+    choices of walkerning/aw_nas). Models of the same target strike in the order given.
 
     quantise_clean  the clean pass on the same 8-bit grid; False: in float, as the
                     reference implementation has it
+
+    Raises ConfigError unless there is a model and those of one target share a grid.
     """
 
     def __init__(self, model, models, seed: int = 0, *, quantise_clean: bool = True):
-        kinds = [m.target for m in models]
-        if len(set(kinds)) != len(kinds) or not kinds:
-            raise ConfigError(
-                f"fault models must be one of features, one of weights or both, got {kinds}"
-            )
+        self.models = tuple(models)
+        if not self.models:
+            raise ConfigError("there must be at least one fault model, got none")
         self.model, self.seed, self.quantise_clean = model, seed, quantise_clean
-        self.features = next((m for m in models if m.target == "features"), None)
-        self.weights = next((m for m in models if m.target == "weights"), None)
-        self.grid = models[0].fixed_point
+        self.numbers = {
+            target: [i for i, entry in enumerate(self.models) if entry.target == target]
+            for target in TARGETS
+        }
+        self.grids = {
+            target: common_grid([self.models[i] for i in numbers]) or self.models[0].fixed_point
+            for target, numbers in self.numbers.items()
+        }
         self.points = fault_points(model)
 
     def clean(self, images: Tensor) -> Tensor:
         if not self.quantise_clean:
             return self.model(images)
-        return self._run(images, None, None, torch.Generator(images.device))
+        return self._run(images, {target: None for target in TARGETS})
 
-    def faulty(self, images: Tensor, trial: int) -> Tensor:
-        # One stream for each trial: a multiplier of Philox keeps near seeds apart.
-        state = (self.seed * 0x9E3779B97F4A7C15 + trial * 0xD2B74407B1CE6E93) % (1 << 63)
-        generator = torch.Generator(images.device).manual_seed(state)
-        return self._run(images, self.features, self.weights, generator)
+    def faulty(self, images: Tensor, trial: int, chip: int | None = None) -> Tensor:
+        trials = {"features": trial, "weights": trial if chip is None else chip}
+        struck = {target: self._struck(target, trials[target], images.device) for target in TARGETS}
+        return self._run(images, struck)
 
-    def _run(self, images, features, weights, generator) -> Tensor:
+    def _struck(self, target: str, trial: int, device: torch.device):
+        """Tensor -> tensor under the faults of a trial; None without models of the target."""
+        numbers = self.numbers[target]
+        if not numbers:
+            return None
+        models = [self.models[i] for i in numbers]
+        generators = [self._generator(trial, i, device) for i in numbers]
+        return partial(apply_several, models, generators=generators)
+
+    def _generator(self, trial: int, number: int, device: torch.device) -> torch.Generator:
+        # One stream for each trial and model. torch's generator on the CPU knows the low 32
+        # bits of a seed only: odd multipliers keep trials apart there, and these keep the
+        # streams of two models apart over 10^8 trials.
+        state = (
+            self.seed * 0x9E3779B97F4A7C15
+            + trial * 0xD2B74407B1CE6E93
+            + number * 0xBF58476D1CE4E5B9
+        )
+        return torch.Generator(device).manual_seed(state % (1 << 63))
+
+    def _run(self, images, struck) -> Tensor:
         with ExitStack() as stack:
             for point in self.points:
-                handle = point.module.register_forward_hook(self._hook(point, features, generator))
-                stack.callback(handle.remove)
-            stack.enter_context(_Weights(weights, self.grid, generator))
+                hook = self._hook(point, struck["features"])
+                stack.callback(point.module.register_forward_hook(hook).remove)
+            stack.enter_context(_Weights(self.grids["weights"], struck["weights"]))
             return self.model(images)
 
-    def _hook(self, point, features, generator):
+    def _hook(self, point, struck):
         def hook(module, args, out):
-            if features is None:
-                return self.grid.quantise(out).value
-            return features(out, generator=generator, macs=point.macs)
+            if struck is None:
+                return self.grids["features"].quantise(out).value
+            return struck(out, macs=point.macs)
 
         return hook
 
