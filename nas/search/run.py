@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from fsim.errors import ConfigError
 from fsim.files import atomic_write
 from fsim.nas.space.definition import CellSpace
 from fsim.nas.space.files import write_architecture
 from fsim.nas.space.genotype import Architecture, Genotype
-from fsim.nas.training.run import read_checkpoint
+from fsim.nas.training.folder import RunFolder
 
 from .search import Search, SearchEpoch
 from .searchers import as_lists
 
-CHECKPOINT, HISTORY, GENOTYPE, OPTIONS = (
-    "checkpoint.pt", "search.json", "genotype.toml", "options.json"
-)  # fmt: skip
+HISTORY, GENOTYPE, OPTIONS = "search.json", "genotype.toml", "options.json"
 
 
 class SearchRun:
@@ -34,21 +29,17 @@ class SearchRun:
     """
 
     def __init__(self, folder: Path, identity: dict, search: Search, *, resume: bool = False):
-        self.folder, self.search = folder, search
-        self.identity = json.loads(json.dumps(identity))
+        self.search = search
         self.history: list[SearchEpoch] = []
-        path = folder / CHECKPOINT
-        if path.exists() and not resume:
-            raise ConfigError(f"{path} holds a run already: --resume it or name another folder")
-        if resume:
-            saved = read_checkpoint(path, self.identity, "fsim nas search")
-            search.backend.supernet.load_state_dict(saved["supernet"])
-            search.optimiser.load_state_dict(saved["optimiser"])
-            search.schedule.load_state_dict(saved["schedule"])
-            state = saved["searcher"] | json.loads(saved["told"])
-            search.searcher.load_state_dict(state)
-            self.history = [SearchEpoch(**entry) for entry in json.loads(saved["history"])]
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = RunFolder(folder, identity, "fsim nas search", self._take if resume else None)
+
+    def _take(self, saved: dict) -> None:
+        search = self.search
+        search.backend.supernet.load_state_dict(saved["supernet"])
+        search.optimiser.load_state_dict(saved["optimiser"])
+        search.schedule.load_state_dict(saved["schedule"])
+        search.searcher.load_state_dict(saved["searcher"] | json.loads(saved["told"]))
+        self.history = [SearchEpoch(**entry) for entry in json.loads(saved["history"])]
 
     def go(
         self, on_epoch: Callable[[SearchEpoch], None], on_step: Callable[[int, int], None]
@@ -63,32 +54,25 @@ class SearchRun:
         return self.history
 
     def _save(self) -> None:
-        search, buffer = self.search, io.BytesIO()
+        search = self.search
         state = search.searcher.state_dict()
         told = {"told": state.pop("told")}
-        torch.save(
-            {
-                "identity": json.dumps(self.identity),
-                "history": json.dumps(self._history()),
-                "supernet": search.backend.supernet.state_dict(),
-                "optimiser": search.optimiser.state_dict(),
-                "schedule": search.schedule.state_dict(),
-                "searcher": state,
-                "told": json.dumps(told),
-            },
-            buffer,
-        )
-        with atomic_write(self.folder / CHECKPOINT) as file:
-            file.write(buffer.getvalue())
+        self.folder.save({
+            "history": json.dumps(self._history()),
+            "supernet": search.backend.supernet.state_dict(),
+            "optimiser": search.optimiser.state_dict(),
+            "schedule": search.schedule.state_dict(),
+            "searcher": state,
+            "told": json.dumps(told),
+        })  # fmt: skip
 
     def _history(self) -> list[dict]:
         return [dataclasses.asdict(entry) for entry in self.history]
 
     def _finish(self) -> None:
         told = [[as_lists(g), reward] for g, reward in self.search.searcher.told]
-        tree = {"identity": self.identity, "epochs": self._history(), "told": told}
-        with atomic_write(self.folder / HISTORY) as file:
-            file.write(json.dumps(tree, indent=1).encode())
+        tree = {"identity": self.folder.identity, "epochs": self._history(), "told": told}
+        self.folder.write(HISTORY, json.dumps(tree, indent=1).encode())
 
 
 def write_options(folder: Path, options: dict) -> None:

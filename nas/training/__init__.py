@@ -3,5 +3,6 @@
 `backends`    the faulty pass: on the simulated array, or by statistical models
 `statistics`  batch-norm statistics, shared or apart
 `loop`        steps, epochs, evaluation
-`run`         checkpoints, resume, history, picture
+`folder`      checkpoints of one configuration, resume
+`run`         training in a folder: history, picture, weights
 """

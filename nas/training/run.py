@@ -9,50 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
-import torch
 
-from fsim.errors import ConfigError
-from fsim.files import atomic_write
-
+from .folder import CHECKPOINT as CHECKPOINT
+from .folder import RunFolder
 from .loop import EpochResult, Trainer
 
-CHECKPOINT, HISTORY, WEIGHTS, PICTURE = (
-    "checkpoint.pt", "history.json", "weights.safetensors", "curve.png"
-)  # fmt: skip
-
-
-def first_difference(saved: dict, wanted: dict, path: str = "") -> str | None:
-    """What differs between two configurations, as "field: saved, wanted"; None: nothing."""
-    for key in sorted(set(saved) | set(wanted)):
-        one, other = saved.get(key), wanted.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found = first_difference(one, other, f"{path}{key}.")
-            if found:
-                return found
-        elif one != other:
-            return f"{path}{key}: {one!r} there, {other!r} asked for"
-    return None
-
-
-def read_checkpoint(path: Path, identity: dict, command: str) -> dict:
-    """What `command` wrote for --resume; ConfigError unless it is of this configuration.
-
-    identity  JSON-ready; the file has its own as JSON under "identity"
-    """
-    if not path.is_file():
-        raise ConfigError(f"--resume needs the checkpoint of a run, got none at {path}")
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        there = json.loads(saved["identity"])
-    except Exception as error:  # torch raises many kinds on damaged files
-        line = (str(error).splitlines() or [""])[0]
-        raise ConfigError(
-            f"the checkpoint must be one of {command}, got {line} ({path})"
-        ) from error
-    difference = first_difference(there, identity)
-    if difference:
-        raise ConfigError(f"the checkpoint is of another configuration: {difference} ({path})")
-    return saved
+HISTORY, WEIGHTS, PICTURE = "history.json", "weights.safetensors", "curve.png"
 
 
 class Run:
@@ -64,18 +26,11 @@ class Run:
     """
 
     def __init__(self, folder: Path, identity: dict, trainer: Trainer, *, resume: bool = False):
-        self.folder, self.trainer = folder, trainer
-        self.identity = json.loads(json.dumps(identity))
+        self.trainer = trainer
         self.history: list[EpochResult] = []
-        path = folder / CHECKPOINT
-        if path.exists() and not resume:
-            raise ConfigError(f"{path} holds a run already: --resume it or name another folder")
-        if resume:
-            self._load(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = RunFolder(folder, identity, "fsim train", self._take if resume else None)
 
-    def _load(self, path: Path) -> None:
-        saved = read_checkpoint(path, self.identity, "fsim train")
+    def _take(self, saved: dict) -> None:
         trainer = self.trainer
         trainer.backend.model.load_state_dict(saved["model"])
         trainer.optimiser.load_state_dict(saved["optimiser"])
@@ -94,20 +49,14 @@ class Run:
         return self.history
 
     def _save(self) -> None:
-        trainer, buffer = self.trainer, io.BytesIO()
-        torch.save(
-            {
-                "identity": json.dumps(self.identity),
-                "history": json.dumps([dataclasses.asdict(entry) for entry in self.history]),
-                "model": trainer.backend.model.state_dict(),
-                "optimiser": trainer.optimiser.state_dict(),
-                "schedule": trainer.schedule.state_dict(),
-                "statistics": trainer.statistics.state(),
-            },
-            buffer,
-        )
-        with atomic_write(self.folder / CHECKPOINT) as file:
-            file.write(buffer.getvalue())
+        trainer = self.trainer
+        self.folder.save({
+            "history": json.dumps([dataclasses.asdict(entry) for entry in self.history]),
+            "model": trainer.backend.model.state_dict(),
+            "optimiser": trainer.optimiser.state_dict(),
+            "schedule": trainer.schedule.state_dict(),
+            "statistics": trainer.statistics.state(),
+        })  # fmt: skip
 
     def _finish(self) -> None:
         """Weights, history and picture beside the checkpoint."""
@@ -115,14 +64,13 @@ class Run:
             name: value.detach().cpu().contiguous()
             for name, value in self.trainer.backend.model.state_dict().items()
         }
-        with atomic_write(self.folder / WEIGHTS) as file:
-            file.write(safetensors.torch.save(state))
+        self.folder.write(WEIGHTS, safetensors.torch.save(state))
         entries = [dataclasses.asdict(entry) for entry in self.history]
-        text = json.dumps({"identity": self.identity, "epochs": entries}, indent=1)
-        with atomic_write(self.folder / HISTORY) as file:
-            file.write(text.encode())
-        with atomic_write(self.folder / PICTURE) as file:
-            draw(self.history, file)
+        tree = {"identity": self.folder.identity, "epochs": entries}
+        self.folder.write(HISTORY, json.dumps(tree, indent=1).encode())
+        picture = io.BytesIO()
+        draw(self.history, picture)
+        self.folder.write(PICTURE, picture.getvalue())
 
 
 def draw(history: list[EpochResult], file) -> None:

@@ -1,0 +1,87 @@
+"""The folder of a run: its checkpoint is of one configuration, and whole or not there."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fsim.errors import ConfigError
+from fsim.files import atomic_write
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def first_difference(saved: dict, wanted: dict, path: str = "") -> str | None:
+    """What differs between two configurations, as "field: saved, wanted"; None: nothing."""
+    for key in sorted(set(saved) | set(wanted)):
+        one, other = saved.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found = first_difference(one, other, f"{path}{key}.")
+            if found:
+                return found
+        elif one != other:
+            return f"{path}{key}: {one!r} there, {other!r} asked for"
+    return None
+
+
+class RunFolder:
+    """Where a run keeps what it needs to go on after a kill.
+
+    path      is made
+    identity  JSON-ready: everything that decides the result
+    command   that writes such runs
+    take      given, the run goes on: it is called with what `save` was given last, tensors
+              on the CPU
+
+    ConfigError if there is a run already and none is to go on, if there is none to go on
+    from, and unless its checkpoint is whole, of this command and of this identity.
+    """
+
+    def __init__(
+        self, path: Path, identity: dict, command: str, take: Callable[[dict], None] | None = None
+    ):
+        self.path, self.command = path, command
+        self.identity = json.loads(json.dumps(identity))
+        checkpoint = path / CHECKPOINT
+        if take is not None:
+            self._resume(checkpoint, take)
+        elif checkpoint.exists():
+            raise ConfigError(
+                f"{checkpoint} holds a run already: --resume it or name another folder"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+
+    def _resume(self, checkpoint: Path, take: Callable[[dict], None]) -> None:
+        if not checkpoint.is_file():
+            raise ConfigError(f"--resume needs the checkpoint of a run, got none at {checkpoint}")
+        try:
+            saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+            there = json.loads(saved.pop("identity"))
+            difference = first_difference(there, self.identity)
+            if not difference:
+                take(saved)
+        except Exception as error:  # torch raises many kinds on damaged files
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            why = f"one without {line}" if isinstance(error, KeyError) else line[:200]
+            raise ConfigError(
+                f"the checkpoint must be one of {self.command}, got {why} ({checkpoint})"
+            ) from error
+        if difference:
+            raise ConfigError(
+                f"the checkpoint is of another configuration: {difference} ({checkpoint})"
+            )
+
+    def save(self, state: dict) -> None:
+        """Write the checkpoint: tensors, and values that `torch.load` takes without code."""
+        buffer = io.BytesIO()
+        torch.save({"identity": json.dumps(self.identity), **state}, buffer)
+        self.write(CHECKPOINT, buffer.getvalue())
+
+    def write(self, name: str, content: bytes) -> None:
+        """A file of the folder, whole or not at all."""
+        with atomic_write(self.path / name) as file:
+            file.write(content)
