@@ -100,14 +100,16 @@ def quantise(
         and seen[i].largest == seen[i].smallest == 0
         and node.name not in own.tensors
     }
+    held = _held(graph, owners)
     for i, node in enumerate(graph.nodes):
+        narrow = unsigned and i not in held
         if owners[i] != i:
             codes.append(
-                codes[owners[i]] if node.kind != "relu" else _relu_code(codes[owners[i]], unsigned)
+                codes[owners[i]] if node.kind != "relu" else _relu_code(codes[owners[i]], narrow)
             )
             continue
         given = own.tensors.get(node.name)
-        signed = not (unsigned and _never_negative(graph, node, codes, seen[i]))
+        signed = not (narrow and _never_negative(graph, node, codes, seen[i]))
         if given is not None:
             codes.append(
                 _Code(
@@ -121,9 +123,9 @@ def quantise(
             parts = [codes[j] for j in node.inputs]
             # What is zero on every calibration image says nothing about the scale.
             told = [codes[j] for j in node.inputs if owners[j] not in zero] or parts
-            codes.append(
-                _Code(max(c.scale for c in told), any(c.signed for c in parts), accel_bits)
-            )
+            signed = any(c.signed for c in parts) or i in held
+            scale = max(_signed_scale(c) if i in held else c.scale for c in told)
+            codes.append(_Code(scale, signed, accel_bits))
         else:
             codes.append(_Code(_clip(seen[i], accel_bits, signed, scales), signed, accel_bits))
         if node.kind in ("concat", "add"):
@@ -191,6 +193,23 @@ def _owners(graph: Graph) -> list[int]:
     return owners
 
 
+def _held(graph: Graph, owners: list[int]) -> set[int]:
+    """Tensors that a matmul reads second, and what they are views of.
+
+    The array holds them where weights are held, and a product of two unsigned codes
+    would not fit the multiplier's output: they are signed.
+    """
+    held: set[int] = set()
+    for node in graph.nodes:
+        if node.kind == "matmul":
+            i = node.inputs[1]
+            held.add(i)
+            while owners[i] != i:
+                i = graph.nodes[i].inputs[0]
+                held.add(i)
+    return held
+
+
 def _tensors(graph: Graph, owners: list[int]) -> set[str]:
     names = {node.name for i, node in enumerate(graph.nodes) if owners[i] == i}
     last = graph.nodes[-1]
@@ -208,6 +227,13 @@ def _never_negative(graph: Graph, node: Node, codes: list[_Code], seen: _Seen) -
     if node.kind in ("avg_pool", "concat", "add"):
         return all(not codes[i].signed for i in node.inputs)
     return node.kind in ("input", "host") and seen.smallest >= 0
+
+
+def _signed_scale(code: _Code) -> float:
+    """Of signed codes that reach as far."""
+    if code.signed:
+        return code.scale
+    return code.scale * code.range[1] / code_range(code.bits, True)[1]
 
 
 def _relu_code(code: _Code, unsigned: bool) -> _Code:

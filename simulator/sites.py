@@ -161,6 +161,12 @@ class Placement:
                         f"{self.accel.name} takes signed activations only, got unsigned codes "
                         f"({source.name})"
                     )
+            # `source` is its last input: two unsigned codes overflow the multiplier.
+            if isinstance(op, MatMul) and not source.signed:
+                raise ConfigError(
+                    "what a product of two activations reads second is held where weights are "
+                    f"and must be signed, got unsigned codes ({source.name})"
+                )
 
     @cached_property
     def lowered(self) -> dict[int, Lowered]:

@@ -432,6 +432,8 @@ class Calls(nn.Module):
         y = y + x @ self.fixed + torch.matmul(x.transpose(0, 1), self.fixed).transpose(0, 1)
         y = y + torch.einsum("nij,njk->nik", x, x) + x.unsqueeze(1).matmul(x.unsqueeze(0))[:, 0]
         y = y + F.scaled_dot_product_attention(x, x, x) + self.up(x)
+        z = x.transpose(0, 1)  # its first axis does not number the images
+        y = y + torch.bmm(z, z.transpose(1, 2)).mean()
         if len(x) == 4:  # as many matrices as images
             y = y + torch.bmm(x, self.each)
         return self.fc(y.mean(1))
@@ -443,7 +445,7 @@ def test_what_stays_in_float_is_what_evaluation_leaves_there_and_is_said():
     model = fsim.attach(Calls(), ACCEL, calibration=x).train()
     assert model.layers == ("bmm", "bmm_1", "matmul", "matmul_1", "fc")
     want = (
-        "in training in float (calls a pass): bmm (1), conv_transpose1d (1), einsum (1), "
+        "in training in float (calls a pass): bmm (2), conv_transpose1d (1), einsum (1), "
         "matmul (3), scaled_dot_product_attention (1)"
     )
     assert want in model.report()

@@ -10,13 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from fsim.accel_models.load import load_accel
 from fsim.errors import ConfigError, MappingError
 from fsim.nas.data import load_data
 from fsim.nas.zoo import load_model
 from fsim.simulator import program as P
+from fsim.simulator.batch import Batch
 from fsim.simulator.capture import capture, forward
+from fsim.simulator.engine import FaultHooks
 from fsim.simulator.params import load_params
 from fsim.simulator.quantise import quant_params, quantise
+from fsim.simulator.sites import Placement
+from fsim.types import FAULT, FOREVER, LEVEL
 from tests.test_layout import ROOT
 from tests.test_program import Attention, Mobile, Odd, build, naive_run
 
@@ -334,3 +339,41 @@ def test_what_is_always_zero_takes_no_precision_from_its_neighbour(join):
     want = net(torch.from_numpy(images)).detach().numpy()
     off = np.abs(P.run(program, images).logits - want).max()
     assert off < 0.1 * np.abs(want - want.mean(0)).max()
+
+
+class Gram(nn.Module):
+    """Products of maps that are never negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        a, b = torch.relu(self.a(x)), torch.relu(self.b(x))
+        return self.fc((torch.relu(a @ torch.cat([b, a], 2)[:, :, 3:9]) @ b).flatten(1)[:, :6])
+
+
+def test_what_a_product_holds_as_weights_is_signed():
+    """The product of two unsigned codes would overflow the multiplier of the machine."""
+    torch.manual_seed(0)
+    model, images = Gram(), torch.rand(16, 6, 6).numpy() * 3
+    graph = capture(model, images)
+    program = quantise(graph, images)
+    products = [op for op in program.array_ops if isinstance(op, P.MatMul)]
+    signs = [[program.ops[i].signed for i in op.inputs] for op in products]
+    assert signs == [[False, True], [False, True]]
+    accel = load_accel("systolic-8x8")
+    placement = Placement(program, accel)
+    clean = P.run(program, images).acc
+    rows = np.zeros(len(products), FAULT)  # masks that change nothing, everywhere at any time
+    rows["layer"], rows["word"], rows["image"] = [op.index for op in products], -1, -1
+    rows["effect"], rows["first"], rows["last"], rows["and_mask"] = LEVEL, -1, FOREVER, -1
+    hooks = FaultHooks(placement, Batch(rows, np.full(len(rows), -1)))
+    np.testing.assert_array_equal(P.run(program, images, hooks=hooks).acc, clean)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(images)).numpy()
+    assert abs(P.run(program, images).logits - wanted).max() < 0.05 * np.ptp(wanted)
+    given = {"b": {"scale": 0.01, "signed": False}}
+    with pytest.raises(ConfigError, match="reads second .* must be signed, got .* \\(b\\)"):
+        Placement(quantise(graph, images, params=given), accel)
