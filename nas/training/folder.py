@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,28 @@ def first_difference(saved: dict, wanted: dict, path: str = "") -> str | None:
         elif one != other:
             return f"{path}{key}: {one!r} there, {other!r} asked for"
     return None
+
+
+def _read(checkpoint: Path) -> dict:
+    """What `torch.save` wrote, tensors on the CPU, without running code of the file."""
+    content = io.BytesIO(checkpoint.read_bytes())
+    # torch.load does not compare checksums: a changed weight would go unnoticed.
+    try:
+        with zipfile.ZipFile(content) as archive:
+            broken = archive.testzip()
+    except zipfile.BadZipFile:
+        raise ValueError("a file of another kind or a part of one") from None
+    if broken:
+        raise ValueError(f"a wrong checksum of {broken}")
+    content.seek(0)
+    try:
+        saved = torch.load(content, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError:
+        # torch's own text recommends to run the code.
+        raise ValueError("one with more in it than tensors and numbers") from None
+    if not isinstance(saved, dict) or not isinstance(saved.get("identity"), str):
+        raise ValueError("one without an identity")
+    return saved
 
 
 class RunFolder:
@@ -59,7 +83,7 @@ class RunFolder:
         if not checkpoint.is_file():
             raise ConfigError(f"--resume needs the checkpoint of a run, got none at {checkpoint}")
         try:
-            saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+            saved = _read(checkpoint)
             there = json.loads(saved.pop("identity"))
             difference = first_difference(there, self.identity)
             if not difference:
