@@ -34,7 +34,7 @@ _HELD = 2 << 30
 _BATCH = 32
 """Calibration images that go through the float network together."""
 
-_ON_ARRAY = (nn.Conv2d, nn.Linear)
+_ON_ARRAY = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,10 @@ class _ArrayLayer(nn.Module):
         # As of host operations: float code that a fault upset can make NaN, code 0.
         images = torch.nan_to_num(x.detach().cpu().float()).numpy()
         values = run(use.placement, images, rows, self.current.hw_batch)
-        return torch.from_numpy(values.reshape(len(x), *use.op.shape)).to(x.device, x.dtype)
+        out = use.op.shape
+        if isinstance(use.op, P.Conv) and x.ndim == 3:  # of one axis: a map of one row
+            out = out[0], out[2]
+        return torch.from_numpy(values.reshape(len(x), *out)).to(x.device, x.dtype)
 
 
 class _Watch:
@@ -167,7 +170,7 @@ class _Watch:
             return
         number = self.calls[path]
         self.calls[path] += 1
-        least = 4 if isinstance(layer, nn.Conv2d) else 2
+        least = layer.weight.ndim
         if len(given) != 1 or not isinstance(given[0], Tensor):
             self.problem[path] = "it does not read one tensor"
             return

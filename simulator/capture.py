@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from fsim.errors import MappingError
 
-from .patterns import FUNCTIONS, METHODS, Ref, from_module
+from .patterns import FUNCTIONS, METHODS, ROW, Chain, Ref, from_module
 
 ARRAY_KINDS = ("conv", "linear", "matmul")
 
@@ -97,7 +97,7 @@ def capture(model: nn.Module, example: np.ndarray | Tensor) -> Graph:
         )
     nodes, notes = draft.nodes[: draft.result + 1], []
     nodes = _drop_tail(nodes, notes)
-    for simplify in (_fold_batch_norm, _fold_relu, _fold_padding, _order_stacks):
+    for simplify in (_keep_rows, _fold_batch_norm, _fold_relu, _fold_padding, _order_stacks):
         nodes = _used(simplify(nodes))
     return Graph(tuple(nodes), tuple(notes))
 
@@ -158,12 +158,21 @@ class _Draft:
             if value.shape[0] != 1:
                 raise MappingError(f"operation {name!r} must keep the batch as the first axis")
             found = _host(node, function, args, kwargs)
+        if isinstance(found, Chain):
+            self._chain(node, name, found)
+            return
         kind, refs, params = found
         inputs = tuple(r.index for r in refs)
         if params.pop("flat", False):
             self.nodes.append(Node(f"{name}.mean", kind, inputs, (value.shape[1], 1, 1), params))
             kind, inputs, params = "flatten", (len(self.nodes) - 1,), {}
         self._append(node, Node(name, kind, inputs, tuple(value.shape[1:]), params))
+
+    def _chain(self, node: fx.Node, name: str, chain: Chain) -> None:
+        at = chain.input.index
+        for suffix, kind, shape, params in chain.steps:
+            self._append(node, Node(name + suffix, kind, (at,), shape, params))
+            at = len(self.nodes) - 1
 
     def _resolve(self, node: fx.Node):
         if node in self.index:
@@ -271,13 +280,57 @@ def _used(nodes: list[Node]) -> list[Node]:
 def _drop_tail(nodes: list[Node], notes: list[str]) -> list[Node]:
     """Without a final softmax, which changes no ranking, and a final reshape."""
     end = len(nodes) - 1
-    while nodes[end].kind == "flatten" or nodes[end].params.get("what") in _SOFTMAX:
-        if nodes[end].kind == "host":
+    while _is_tail(nodes[end]):
+        if nodes[end].params.get("what") in _SOFTMAX:
             notes.append(f"{nodes[end].name}: a final softmax is left out, logits are returned")
         end = nodes[end].inputs[0]
     return _used(nodes[: end + 1])
 
 
+def _is_tail(node: Node) -> bool:
+    return node.kind == "flatten" or node.params.get("what") in _SOFTMAX or _row_move(node) == -1
+
+
+def _row_move(node: Node) -> int:
+    """1: a tensor (c, l) becomes a map (c, 1, l); -1: the other way; 0: neither."""
+    return node.params.get("row", 0) if node.kind == "host" else 0
+
+
+def _keep_rows(nodes: list[Node]) -> list[Node]:
+    """Maps of one row stay maps for as long as operations can read them as such.
+
+    The move back to (c, l) goes behind what treats every value or channel alike, where
+    folding would not find a convolution before it, and vanishes before a move to a map.
+    """
+    made: list[Node] = []
+    index: list[int] = []  # old node -> its place in `made`
+    for node in nodes:
+        inputs = [index[i] for i in node.inputs]
+        rows = bool(inputs) and all(_row_move(made[i]) == -1 for i in inputs)
+        if rows and _row_move(node) == 1:
+            index.append(made[inputs[0]].inputs[0])
+            continue
+        if rows and (node.kind in _ROWWISE or node.kind == "flatten"):
+            inputs = [made[i].inputs[0] for i in inputs]
+            if node.kind == "flatten":
+                made.append(_with(node, inputs=tuple(inputs)))
+            else:
+                shape, params = (node.shape[0], 1, node.shape[1]), dict(node.params)
+                if node.kind == "pad":
+                    channels, along = params["amount"]
+                    params["amount"] = channels, (0, 0), along
+                elif node.kind == "concat":
+                    params["axis"] *= 2
+                made.append(_with(node, inputs=tuple(inputs), shape=shape, params=params))
+                back = (len(made) - 1,)
+                made.append(Node(f"{node.name}.row", "host", back, node.shape, {**ROW}))
+        else:
+            made.append(_with(node, inputs=tuple(inputs)))
+        index.append(len(made) - 1)
+    return made if index[-1] == len(made) - 1 else made[: index[-1] + 1]
+
+
+_ROWWISE = ("batch_norm", "relu", "add", "pad", "concat")
 _SOFTMAX = ("softmax", "log_softmax", "Softmax", "LogSoftmax")
 
 
@@ -312,7 +365,8 @@ def _fold_batch_norm(nodes: list[Node]) -> list[Node]:
             }
             nodes[i] = _with(node, kind="conv", params=params)
         else:
-            function = _affine(scale.float(), shift.float())
+            per_channel = (-1, *[1] * (len(node.shape) - 1))
+            function = _affine(*(v.float().reshape(per_channel) for v in (scale, shift)))
             params = {"function": function, "what": "batch_norm", "moves": False}
             nodes[i] = _with(node, kind="host", params=params)
     last = len(nodes) - 1

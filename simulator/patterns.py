@@ -1,8 +1,12 @@
 """Which torch calls are which operation of the integer network.
 
 Each function below has the signature of the torch function it stands for, with
-the traced output before it. It returns (kind, inputs, params), or the `Ref` of its
-input if it changes nothing, or None if the array cannot do it as it is called.
+the traced output before it. It returns (kind, inputs, params), or several of them one
+after another (`Chain`), or the `Ref` of its input if it changes nothing, or None if the
+array cannot do it as it is called.
+
+A tensor of one axis and channels is taken through operations of two axes as a map of a
+single row.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import convolutions
+
 
 @dataclass(frozen=True)
 class Ref:
@@ -22,6 +28,17 @@ class Ref:
 
     index: int
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Operations one after another on one tensor.
+
+    steps  (suffix of the name, kind, shape without the batch, params)
+    """
+
+    input: Ref
+    steps: tuple[tuple[str, str, tuple[int, ...], dict], ...]
 
 
 def _pair(value) -> tuple[int, int]:
@@ -56,6 +73,88 @@ def _conv2d(out, input, weight, bias=None, stride=1, padding=0, dilation=1, grou
         "groups": groups,
     }
     return "conv", [input], params
+
+
+def _one(value):
+    """Of an argument along one axis, given alone or in a sequence."""
+    return value if isinstance(value, (int, str)) or value is None else value[0]
+
+
+def _row(out, input, make):
+    """An operation of one axis: `make(out, input)` of maps of one row, as of two axes."""
+    if not isinstance(input, Ref) or len(input.shape) != 2 or out.ndim != 3:
+        return None
+    channels, length = input.shape
+    out = out.unsqueeze(2)
+    found = make(out, Ref(input.index, (channels, 1, length)))
+    if found is None:
+        return None
+    steps = found.steps if isinstance(found, Chain) else ()
+    if not steps:
+        kind, _, params = found
+        steps = (("", kind, tuple(out.shape[1:]), params),)
+    first = (".rows", "host", (channels, 1, length), {**ROWS})
+    return Chain(input, (first, *steps, (".row", "host", (out.shape[1], out.shape[3]), {**ROW})))
+
+
+def _to_map(x: Tensor) -> Tensor:
+    return x.unsqueeze(2)
+
+
+def _to_row(x: Tensor) -> Tensor:
+    return x.squeeze(2)
+
+
+ROWS = {"function": _to_map, "what": "unsqueeze", "moves": True, "row": 1}
+ROW = {"function": _to_row, "what": "squeeze", "moves": True, "row": -1}
+"""params of the moves between a tensor (c, l) and a map (c, 1, l)."""
+
+
+def _conv1d(out, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    if not isinstance(weight, Tensor):
+        return None
+    padding = padding if isinstance(padding, str) else (0, _one(padding))
+    return _row(out, input, lambda out, row: _conv2d(
+        out, row, weight.unsqueeze(2), bias, (1, _one(stride)), padding, (1, _one(dilation)),
+        groups,
+    ))  # fmt: skip
+
+
+def _conv_transpose2d(
+    out, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+):
+    if not _is_map(input) or not isinstance(weight, Tensor) or isinstance(bias, Ref):
+        return None
+    stretch, around = convolutions.transposed(
+        tuple(weight.shape[2:]), _pair(stride), _pair(padding), _pair(output_padding),
+        _pair(dilation),
+    )  # fmt: skip
+    weight = convolutions.turned(weight.detach(), groups)
+    params = {
+        "weight": weight,
+        "bias": torch.zeros(len(weight)) if bias is None else bias.detach(),
+        "stride": (1, 1),
+        "padding": around,
+        "dilation": _pair(dilation),
+        "groups": groups,
+    }
+    if not stretch.changes:
+        return "conv", [input], params
+    wide = tuple(stretch(torch.empty(1, *input.shape, device="meta")).shape[1:])
+    moved = {"function": stretch, "what": "zeros between", "moves": True}
+    steps = (".stretch", "host", wide, moved), ("", "conv", tuple(out.shape[1:]), params)
+    return Chain(input, steps)
+
+
+def _conv_transpose1d(
+    out, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
+):
+    if not isinstance(weight, Tensor):
+        return None
+    return _row(out, input, lambda out, row: _conv_transpose2d(
+        out, row, weight.unsqueeze(2), bias, (1, _one(stride)), (0, _one(padding)),
+        (0, _one(output_padding)), groups, (1, _one(dilation)),
+    ))  # fmt: skip
 
 
 def _linear(out, input, weight, bias=None):
@@ -132,6 +231,33 @@ def _max_pool2d(
     stride = kernel if stride is None or stride == [] else _pair(stride)
     params = {"kernel": kernel, "stride": stride, "padding": _pair(padding)}
     return "max_pool", [input], {**params, "dilation": _pair(dilation)}
+
+
+def _avg_pool1d(
+    out, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True
+):
+    stride = _one(stride) if stride not in (None, (), []) else _one(kernel_size)
+    return _row(out, input, lambda out, row: _avg_pool2d(
+        out, row, (1, _one(kernel_size)), (1, stride), (0, _one(padding)), ceil_mode,
+        count_include_pad,
+    ))  # fmt: skip
+
+
+def _max_pool1d(
+    out, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False,
+    return_indices=False,
+):  # fmt: skip
+    if return_indices:
+        return None
+    stride = _one(stride) if stride not in (None, (), []) else _one(kernel_size)
+    return _row(out, input, lambda out, row: _max_pool2d(
+        out, row, (1, _one(kernel_size)), (1, stride), (0, _one(padding)), (1, _one(dilation)),
+        ceil_mode,
+    ))  # fmt: skip
+
+
+def _adaptive_avg_pool1d(out, input, output_size):
+    return _row(out, input, lambda out, row: _adaptive_avg_pool2d(out, row, (1, _one(output_size))))
 
 
 def _reshape(out, input, *_, **__):
@@ -214,6 +340,18 @@ def _module_conv2d(m, out, x):
     return _conv2d(out, x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
 
 
+def _module_conv1d(m, out, x):
+    if m.padding_mode != "zeros":
+        return None
+    return _conv1d(out, x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.groups)
+
+
+def _of_transposed(pattern):
+    return lambda m, out, x: pattern(
+        out, x, m.weight, m.bias, m.stride, m.padding, m.output_padding, m.groups, m.dilation
+    )
+
+
 def _module_avg_pool2d(m, out, x):
     return _avg_pool2d(
         out, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad,
@@ -234,15 +372,25 @@ def _module_same(m, out, x):
 # Exact types: a subclass may compute something else.
 _MODULES = {
     nn.Conv2d: _module_conv2d,
+    nn.Conv1d: _module_conv1d,
+    nn.ConvTranspose2d: _of_transposed(_conv_transpose2d),
+    nn.ConvTranspose1d: _of_transposed(_conv_transpose1d),
     nn.Linear: lambda m, out, x: _linear(out, x, m.weight, m.bias),
     nn.BatchNorm2d: _module_batch_norm,
-    nn.BatchNorm1d: lambda m, out, x: _module_batch_norm(m, out, x) if len(x.shape) == 1 else None,
+    nn.BatchNorm1d: _module_batch_norm,
     nn.ReLU: lambda m, out, x: _relu(out, x),
     nn.ReLU6: lambda m, out, x: _relu6(out, x),
     nn.Hardtanh: lambda m, out, x: _hardtanh(out, x, m.min_val, m.max_val),
     nn.AvgPool2d: _module_avg_pool2d,
     nn.AdaptiveAvgPool2d: lambda m, out, x: _adaptive_avg_pool2d(out, x, m.output_size),
     nn.MaxPool2d: _module_max_pool2d,
+    nn.AvgPool1d: lambda m, out, x: _avg_pool1d(
+        out, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad
+    ),
+    nn.AdaptiveAvgPool1d: lambda m, out, x: _adaptive_avg_pool1d(out, x, m.output_size),
+    nn.MaxPool1d: lambda m, out, x: _max_pool1d(
+        out, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
+    ),
     nn.ZeroPad2d: lambda m, out, x: _pad(out, x, m.padding),
     nn.ConstantPad2d: lambda m, out, x: _pad(out, x, m.padding, value=m.value),
     nn.Flatten: lambda m, out, x: _reshape(out, x),
@@ -266,6 +414,12 @@ def from_module(module: nn.Module, out, *args, **kwargs):
 FUNCTIONS = {
     F.conv2d: _conv2d,
     torch.conv2d: _conv2d,
+    F.conv1d: _conv1d,
+    torch.conv1d: _conv1d,
+    F.conv_transpose1d: _conv_transpose1d,
+    torch.conv_transpose1d: _conv_transpose1d,
+    F.conv_transpose2d: _conv_transpose2d,
+    torch.conv_transpose2d: _conv_transpose2d,
     F.linear: _linear,
     torch.matmul: _matmul,
     torch.bmm: _matmul,
@@ -282,6 +436,10 @@ FUNCTIONS = {
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d,
     F.max_pool2d: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
+    F.avg_pool1d: _avg_pool1d,
+    F.adaptive_avg_pool1d: _adaptive_avg_pool1d,
+    F.max_pool1d: _max_pool1d,
+    torch.max_pool1d: _max_pool1d,
     F.batch_norm: _batch_norm,
     F.pad: _pad,
     operator.getitem: _getitem,

@@ -3,7 +3,7 @@
 Reads the attributes of a program's operations and imports nothing of fsim. Every
 product is made on its own: the operands are looked up in the residency that the
 product reads, sums go fold by fold through the adder and the memory of partial
-sums. Convolution, linear layer, addition, average pool and flattening.
+sums. Convolution, linear layer, addition, average pool, flattening, padding and moves of values.
 
 A machine is a `Machine`; a fault is a `Hit`; an image's faults are a list of them
 in the order in which they act.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
+import torch
 
 from tests.naive import wrapped
 
@@ -64,6 +65,9 @@ class Faults:
         return value
 
 
+VIEWS = ("Flatten", "Host", "Pad")  # store nothing of their own
+
+
 def run(program, image, machine, hits):
     """(final sums, logits, codes of every operation as held) of one image.
 
@@ -78,7 +82,7 @@ def run(program, image, machine, hits):
             codes = np.array(image, dtype=object)
         elif kind in ("Conv", "Linear"):
             tensor = op.inputs[0]
-            while type(program.ops[tensor]).__name__ == "Flatten":
+            while type(program.ops[tensor]).__name__ in VIEWS:
                 tensor = program.ops[tensor].inputs[0]
             sums = array_sums(op, kind, sources[0], machine, faults, tensor in machine.fetched)
             if op is program.ops[-1]:
@@ -90,15 +94,32 @@ def run(program, image, machine, hits):
             codes = requantised(op, sums)
         elif kind == "Flatten":
             codes = np.moveaxis(sources[0], -1, 0).reshape(-1)
+        elif kind == "Host":
+            codes = moved(op, sources[0])
+        elif kind == "Pad":
+            channels, *axes = op.amount
+            codes = np.pad(sources[0], (*axes, channels))
         else:
             read = [fetch(op, s, slot, program, machine, faults) for slot, s in enumerate(sources)]
             codes = added(op, *read) if kind == "Add" else averaged(op, *read)
-        if kind != "Flatten":
+        if kind not in VIEWS:
             flat = codes.reshape(-1)
             for word in range(len(flat)):
                 flat[word] = faults.read(int(flat[word]), "acts", op.index, word, 0)
         made.append(codes)
     raise AssertionError("the last operation must be on the array")
+
+
+def moved(op, codes):
+    """A move of values, a torch function of one image as the network has it."""
+    assert op.moves
+    if codes.ndim == 3:
+        codes = np.moveaxis(codes, -1, 0)
+    image = torch.from_numpy(codes.astype(np.float64))[None]
+    found = op.function(image)[0].numpy()
+    if found.ndim == 3:
+        found = np.moveaxis(found, 0, -1)
+    return np.array([int(v) for v in found.reshape(-1)], object).reshape(found.shape)
 
 
 def fetch(op, codes, slot, program, machine, faults):

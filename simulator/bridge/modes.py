@@ -18,11 +18,16 @@ from torch.overrides import TorchFunctionMode
 from fsim.accel_models.accel import Accel
 from fsim.errors import MappingError
 
+from .. import convolutions
 from . import operators
 from .session import Session
 from .site import ArraySite, conv_site, linear_site, matmul_site
 
 _CONV = {F.conv1d: 1, F.conv2d: 2, torch.conv1d: 1, torch.conv2d: 2}
+_TRANSPOSED = {
+    F.conv_transpose1d: 1, F.conv_transpose2d: 2,
+    torch.conv_transpose1d: 1, torch.conv_transpose2d: 2,
+}  # fmt: skip
 _MATMUL = {
     torch.matmul: "other", Tensor.matmul: "other", torch.bmm: "mat2", Tensor.bmm: "mat2",
 }  # fmt: skip
@@ -47,6 +52,7 @@ class Call:
              (n, ..., m, k) of a product of two activations
     weight   of the latter (n, ..., k, p), the other activations
     ones     axes of one entry that a conv1d was given to be a conv2d
+    given    the weight before that, and before a transposed one was turned round
     name     of a product of two activations, as in evaluation: "matmul", "matmul_1"
     """
 
@@ -59,6 +65,7 @@ class Call:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     ones: int = 0
+    given: Tensor | None = None
     name: str = ""
 
     @property
@@ -85,6 +92,8 @@ def _understood(func, args, kwargs, images: int | None) -> Call | None:
     if func is F.linear:
         x, weight, bias = _named(args, kwargs, ("input", "weight", "bias"))
         return Call("linear", x, weight, bias) if x.ndim >= 2 else None
+    if func in _TRANSPOSED:
+        return _understood_transposed(_TRANSPOSED[func], args, kwargs)
     if func not in _CONV:
         return None
     axes = _CONV[func]
@@ -101,12 +110,35 @@ def _understood(func, args, kwargs, images: int | None) -> Call | None:
         padding = [0] * axes
     else:
         padding = _pair(padding, axes, 0)
-    ones = 2 - axes
+    ones, given = 2 - axes, weight
     if ones:  # one row
         x, weight = x.unsqueeze(2), weight.unsqueeze(2)
         stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
     return Call("conv", x, weight, bias, tuple(stride), tuple(padding), tuple(dilation),
-                1 if groups is None else groups, ones)  # fmt: skip
+                1 if groups is None else groups, ones, given)  # fmt: skip
+
+
+def _understood_transposed(axes: int, args, kwargs) -> Call | None:
+    """A transposed convolution as the convolution that it is (`fsim.simulator.convolutions`)."""
+    names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups",
+             "dilation")  # fmt: skip
+    x, weight, bias, stride, padding, more, groups, dilation = _named(args, kwargs, names)
+    if x.ndim != axes + 2:
+        return None
+    groups, given, ones = 1 if groups is None else groups, weight, 2 - axes
+    arguments = [_pair(v, axes, d) for v, d in ((stride, 1), (padding, 0), (more, 0))]
+    arguments.append(_pair(dilation, axes, 1))
+    if ones:
+        x, weight = x.unsqueeze(2), weight.unsqueeze(2)
+        arguments = [(d, *v) for d, v in zip((1, 0, 0, 1), arguments)]
+    stretch, around = convolutions.transposed(tuple(weight.shape[2:]), *arguments)
+    if stretch.changes:
+        x = stretch(x)
+    left, right, top, bottom = around
+    if (right, bottom) != (left, top):
+        x, left, top = F.pad(x, around), 0, 0
+    weight = convolutions.turned(weight, groups)
+    return Call("conv", x, weight, bias, (1, 1), (top, left), arguments[3], groups, ones, given)
 
 
 def _is_activation(x, images: int | None) -> bool:
@@ -184,7 +216,7 @@ def sites_of(recorder: Recorder, network: nn.Module, accel: Accel) -> tuple[Arra
     calls: Counter[str] = Counter()
     sites = []
     for number, (call, least) in enumerate(recorder.seen):
-        weight = call.weight if not call.ones else call.weight._base
+        weight = call.weight if call.given is None else call.given
         path = call.name or owner.get(id(weight), call.kind)
         name = f"{path}#{calls[path]}" if calls[path] else path
         calls[path] += 1
