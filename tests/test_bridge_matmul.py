@@ -24,7 +24,7 @@ from fsim.simulator import program as P
 from fsim.simulator.batch import Batch
 from fsim.simulator.bridge import operators
 from fsim.simulator.bridge.session import Session
-from fsim.simulator.bridge.site import linear_site, matmul_site
+from fsim.simulator.bridge.site import conv_site, linear_site, matmul_site
 from fsim.simulator.draws import Draws
 from fsim.simulator.engine import FaultHooks
 from fsim.simulator.inject import slots_of
@@ -424,14 +424,14 @@ class Calls(nn.Module):
         super().__init__()
         self.fixed = nn.Parameter(torch.randn(6, 6))
         self.each = nn.Parameter(torch.randn(4, 6, 6))
-        self.up = nn.ConvTranspose1d(6, 6, 1)
+        self.deep = nn.Conv3d(1, 1, 1)
         self.fc = nn.Linear(6, 2)
 
     def forward(self, x):
         y = torch.bmm(x, x) + x.bmm(mat2=x) + x.matmul(x) + torch.matmul(input=x, other=x)
         y = y + x @ self.fixed + torch.matmul(x.transpose(0, 1), self.fixed).transpose(0, 1)
         y = y + torch.einsum("nij,njk->nik", x, x) + x.unsqueeze(1).matmul(x.unsqueeze(0))[:, 0]
-        y = y + F.scaled_dot_product_attention(x, x, x) + self.up(x)
+        y = y + F.scaled_dot_product_attention(x, x, x) + self.deep(x[:, None, None])[:, 0, 0]
         z = x.transpose(0, 1)  # its first axis does not number the images
         y = y + torch.bmm(z, z.transpose(1, 2)).mean()
         if len(x) == 4:  # as many matrices as images
@@ -445,7 +445,7 @@ def test_what_stays_in_float_is_what_evaluation_leaves_there_and_is_said():
     model = fsim.attach(Calls(), ACCEL, calibration=x).train()
     assert model.layers == ("bmm", "bmm_1", "matmul", "matmul_1", "fc")
     want = (
-        "in training in float (calls a pass): bmm (2), conv_transpose1d (1), einsum (1), "
+        "in training in float (calls a pass): bmm (2), conv3d (1), einsum (1), "
         "matmul (3), scaled_dot_product_attention (1)"
     )
     assert want in model.report()
@@ -457,3 +457,48 @@ def test_another_shape_than_that_of_calibration_is_refused(block, images):
     model._trained.shapes = tuple((1,) if len(s) == 6 else s for s in model._trained.shapes)
     with pytest.raises(MappingError, match="must be one of the calibration pass, got a matmul"):
         model(images)
+
+
+# --- machines of other widths
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_gradients_and_codes_follow_the_width_of_the_machine(bits):
+    accel = load_accel(
+        "systolic-8x8", None, {"operand_bits": bits, "product_bits": 2 * bits, "acc_bits": 48}
+    )
+    held = session(
+        site_of(accel=accel), linear_site(1, "fc", accel, (9,), 4, True),
+        conv_site(2, "c", accel, (2, 5, 5), (3, 2, 3, 3), True, (1, 1), (0, 0), (1, 1), 1),
+        accel=accel,
+    )  # fmt: skip
+    top = 2 ** (bits - 1) - 1
+
+    def grid(x, largest):
+        step = largest.detach() / top
+        return x + ((x / step).round() * step - x).detach()
+
+    torch.manual_seed(2)
+    cases = [
+        ("matmul", (3, *A), (3, *B), torch.matmul, []),
+        ("linear", (3, 9), (4, 9), F.linear, []),
+        ("conv2d", (3, 2, 5, 5), (3, 2, 3, 3), F.conv2d, [[1, 1], [0, 0], [1, 1], 1]),
+    ]
+    for number, (name, left, right, plain, geometry) in enumerate(cases):
+        a, b = (torch.randn(shape, requires_grad=True) for shape in (left, right))
+        scale = operators.activation_scale(a, True, bits)
+        other = operators.activation_scale(b, True, bits) if name == "matmul" else None
+        middle = [scale, other] if name == "matmul" else [scale]
+        given = (a, b, *([] if name == "matmul" else [None]), *middle, *geometry, True)
+        given = (*given, held.handle, number, -1)
+        torch.library.opcheck(getattr(torch.ops.fsim, name).default, given)
+        out = getattr(torch.ops.fsim, name)(*given)[0]
+        weights = torch.randn(out.shape)
+        (out * weights).sum().backward()
+        got = a.grad, b.grad
+        a.grad = b.grad = None
+        largest = b.abs().amax() if name == "matmul" else b.abs().flatten(1).amax(1)
+        largest = largest.reshape(-1, *[1] * (b.ndim - 1)) if name != "matmul" else largest
+        (plain(grid(a, a.abs().amax()), grid(b, largest)) * weights).sum().backward()
+        for mine, theirs in zip(got, (a.grad, b.grad)):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fsim.errors import MappingError
 
+from ..ops import code_dtype
 from .session import find
 
 
@@ -70,6 +71,15 @@ def _check_sign(x: np.ndarray, signed: bool, name: str) -> None:
         )
 
 
+def _bits(session: int) -> int:
+    """Width of the machine's codes."""
+    return find(session).accel.operand_bits
+
+
+def _code_type(session: int, signed: bool) -> torch.dtype:
+    return getattr(torch, str(code_dtype(_bits(session), signed)))
+
+
 def _last(x: Tensor) -> Tensor:
     """(n, c, h, w) as (n, h, w, c), contiguous float32 on the CPU."""
     return x.detach().float().cpu().permute(0, 2, 3, 1).contiguous()
@@ -101,10 +111,12 @@ def _conv_out(x, weight, stride, padding, dilation) -> Tensor:
     )
 
 
-def conv2d_backward(gradient, codes, weight, scale, stride, padding, dilation, groups, needs):
-    """Gradients of x, weight and bias (None where not needed)."""
+def conv2d_backward(
+    gradient, codes, weight, scale, stride, padding, dilation, groups, needs, bits=8
+):
+    """Gradients of x, weight and bias (None where not needed); bits of a weight code."""
     x = codes.permute(0, 3, 1, 2).to(torch.float32) * scale
-    held = quantised(weight.detach().float(), weight_scale(weight))
+    held = quantised(weight.detach().float(), weight_scale(weight, bits))
     g_x, g_w, g_b = torch.ops.aten.convolution_backward(
         gradient.float(), x, held, [len(weight)], stride, padding, dilation, False, [0, 0], groups,
         list(needs),
@@ -140,16 +152,16 @@ def conv2d(
 
 @conv2d.register_fake
 def _(x, weight, bias, scale, stride, padding, dilation, groups, signed, session, site, trial):
-    kind = torch.int8 if signed else torch.uint8
+    kind = _code_type(session, signed)
     codes = x.new_empty((x.shape[0], *x.shape[2:], x.shape[1]), dtype=kind)
     return _conv_out(x, weight, stride, padding, dilation), codes
 
 
 def _conv_context(ctx, inputs, output):
-    x, weight, bias, scale, stride, padding, dilation, groups, *_ = inputs
+    x, weight, bias, scale, stride, padding, dilation, groups, _, session, *_ = inputs
     ctx.save_for_backward(output[1], weight, scale)
     ctx.mark_non_differentiable(output[1])
-    ctx.geometry = stride, padding, dilation, groups
+    ctx.geometry, ctx.bits = (stride, padding, dilation, groups), _bits(session)
     ctx.has_bias, ctx.kinds = bias is not None, (x.dtype, weight.dtype)
 
 
@@ -157,7 +169,7 @@ def _conv_gradients(ctx, gradient, _=None):
     codes, weight, scale = ctx.saved_tensors
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1],
              ctx.has_bias and ctx.needs_input_grad[2])  # fmt: skip
-    g_x, g_w, g_b = conv2d_backward(gradient, codes, weight, scale, *ctx.geometry, needs)
+    g_x, g_w, g_b = conv2d_backward(gradient, codes, weight, scale, *ctx.geometry, needs, ctx.bits)
     g_x = g_x.to(ctx.kinds[0]) if needs[0] else None
     g_w = g_w.to(ctx.kinds[1]) if needs[1] else None
     return g_x, g_w, g_b if needs[2] else None, *[None] * 9
@@ -206,20 +218,21 @@ def linear(
 @linear.register_fake
 def _(x, weight, bias, scale, signed, session, site, trial):
     out = x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
-    return out, x.new_empty(x.shape, dtype=torch.int8 if signed else torch.uint8)
+    return out, x.new_empty(x.shape, dtype=_code_type(session, signed))
 
 
 def _linear_context(ctx, inputs, output):
-    x, weight, bias, scale, *_ = inputs
+    x, weight, bias, scale, _, session, *_ = inputs
     ctx.save_for_backward(output[1], weight, scale)
     ctx.mark_non_differentiable(output[1])
+    ctx.bits = _bits(session)
     ctx.has_bias, ctx.kinds = bias is not None, (x.dtype, weight.dtype)
 
 
 def _linear_gradients(ctx, gradient, _=None):
     codes, weight, scale = ctx.saved_tensors
     gradient = gradient.float()
-    held = quantised(weight.detach().float(), weight_scale(weight))
+    held = quantised(weight.detach().float(), weight_scale(weight, ctx.bits))
     x = codes.to(torch.float32) * scale
     flat = gradient.reshape(-1, gradient.shape[-1])
     g_x = (gradient @ held).to(ctx.kinds[0]) if ctx.needs_input_grad[0] else None
@@ -290,8 +303,8 @@ def matmul(
 @matmul.register_fake
 def _(a, b, a_scale, b_scale, signed, session, site, trial):
     out = a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
-    kind = torch.int8 if signed else torch.uint8
-    return out, a.new_empty(a.shape, dtype=kind), b.new_empty(b.shape, dtype=torch.int8)
+    kinds = _code_type(session, signed), _code_type(session, True)
+    return out, a.new_empty(a.shape, dtype=kinds[0]), b.new_empty(b.shape, dtype=kinds[1])
 
 
 def _matmul_context(ctx, inputs, output):
