@@ -8,20 +8,33 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fsim.errors import FaultError
-from fsim.types import FAULT, STATE, Fault
+from fsim.types import FAULT, FOREVER, LEVEL, STATE, Fault
 
 from .explicit import find_component, mask_of, masks, rows_of
 
 
 def _memory_row(space, fault: Fault, where: str) -> np.ndarray:
-    """One row for a fault in a stored word; `cycle` is the residency, 0 by default."""
+    """One row for a fault in a stored word; `cycle` is the residency, 0 by default.
+
+    Bits of a weight may be stuck: in every residency.
+    """
     index, component = find_component(space.accel, fault.component)
     if fault.layer is None or fault.word is None:
         raise FaultError(f"{where}: a fault in a memory needs layer= and word=")
     if fault.row or fault.col:
         raise FaultError(f"{where}: a memory word has no row= and col=, its address is word=")
-    if fault.kind != "flip" or fault.last is not None:
-        raise FaultError(f"{where}: a memory word takes flips only, got kind {fault.kind}")
+    if fault.last is not None:
+        raise FaultError(f"{where}: a fault in a memory has no last=, got {fault.last}")
+    stuck = fault.kind != "flip"
+    if stuck and fault.component != "weights":
+        raise FaultError(
+            f"{where}: a word of {fault.component} takes flips only, got kind {fault.kind}"
+        )
+    if stuck and fault.cycle is not None:
+        raise FaultError(
+            f"{where}: a stuck bit is stuck in every residency and takes no cycle=, "
+            f"got {fault.cycle}"
+        )
     layer = space.layer_index(fault.layer)
     residency = fault.cycle or 0
     blocks = [b for b in space.blocks if b.component == fault.component and b.layer == layer]
@@ -45,7 +58,11 @@ def _memory_row(space, fault: Fault, where: str) -> np.ndarray:
     row["layer"], row["component"], row["word"] = layer, index, fault.word
     row["row"] = row["col"] = -1
     row["effect"], row["first"], row["last"] = STATE, residency, residency
-    row["and_mask"], row["or_mask"], row["xor_mask"] = masks("flip", mask, block.bits, block.signed)
+    if stuck:
+        row["effect"], row["last"] = LEVEL, FOREVER
+    row["and_mask"], row["or_mask"], row["xor_mask"] = masks(
+        fault.kind, mask, block.bits, block.signed
+    )
     return row
 
 

@@ -278,9 +278,15 @@ class FaultHooks:
         """Tiles of output positions that fetched wrong weights of their own."""
         accel = self.placement.accel
         side = accel.rows if accel.dataflow == "os" else accel.cols
+        first, lasting = weights["first"], weights["effect"] == LEVEL
+        tiles = np.unique(first)
+        if lasting.any():
+            tiles = np.arange(self.placement.position_tiles(op.index))
         parts = []
-        for tile in np.unique(weights["first"]):
-            mine = weights["first"] == tile
+        for tile in tiles:
+            mine = (first == tile) | (lasting & (first <= tile) & (weights["last"] >= tile))
+            if not mine.any():
+                continue
             wrong = b.copy()
             _mask(wrong, k[mine], n[mine], weights[mine])
             parts.append((slice(tile * side, (tile + 1) * side), slice(None), a, wrong))

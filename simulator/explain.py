@@ -149,7 +149,8 @@ def _describe(placement: Placement, row) -> dict:
         word, residency = int(row["word"]), int(row["first"])
         text["word"] = word
         text["place"] = word_place(placement, component.name, layer, word, residency)
-        text["residency"] = residency
+        lasting = int(row["last"]) == FOREVER
+        text["residency"] = f"{residency} to the end" if lasting else residency
     else:
         text["row"], text["col"] = int(row["row"]), int(row["col"])
         first, last = int(row["first"]), int(row["last"])

@@ -18,6 +18,7 @@ from .draws import Draws
 from .engine import FaultHooks, clean_hooks
 from .sites import Placement, SiteSpace
 from .statistics import classify, top1
+from .struck import settled
 
 BATCH = 128
 """Inferences that go through the network together."""
@@ -113,17 +114,23 @@ def run_rows(
     """Outcomes of images [first, first + count) under given FAULT rows.
 
     Nothing is drawn: this is what `fsim replay` calls with the rows of a trace.
+
+    backend  "auto" runs the network with the weights that lasting faults make; "tile" and
+             "reference" apply every row by itself, image by image
     """
     end = len(golden.images) if count is None else first + count
     weights = placement.accel.component_index("weights")
+    machine, left = settled(placement, rows) if backend == "auto" else (placement, rows)
     acc, classes = [], []
     for begin in range(first, end, batch):
         size = min(batch, end - begin)
-        struck, slot = slots_of(rows, begin, size, weights, hw_batch)
-        if len(struck):
-            hooks = FaultHooks(placement, Batch(struck, slot), backend)
+        struck, slot = slots_of(left, begin, size, weights, hw_batch)
+        if len(struck) or machine is not placement:
+            hooks = clean_hooks(machine)
+            if len(struck):
+                hooks = FaultHooks(machine, Batch(struck, slot), backend)
             images = golden.images[begin : begin + size]
-            result = P.run(placement.program, images, hooks=hooks, threads=threads)
+            result = P.run(machine.program, images, hooks=hooks, threads=threads)
             acc.append(result.acc)
             classes.append(top1(result.logits))
         else:

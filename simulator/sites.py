@@ -33,7 +33,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,10 +41,11 @@ import numpy as np
 from fsim.accel_models.accel import Accel
 from fsim.accel_models.plan import ceil_div
 from fsim.errors import ConfigError, FaultError, MappingError
+from fsim.types import LEVEL
 
 from .kernels.rows import write_flips
 from .lower import Lowered, lower, word_addresses
-from .ops import ArrayOp, Concat, Input, MatMul, Op, Program
+from .ops import ArrayOp, Concat, Input, MatMul, Op, Program, with_weights
 
 _NONE = np.zeros(0, np.int64)
 
@@ -167,6 +168,11 @@ class Placement:
                     "what a product of two activations reads second is held where weights are "
                     f"and must be signed, got unsigned codes ({source.name})"
                 )
+
+    def with_weights(self, weights: dict[int, np.ndarray]) -> Placement:
+        """The same machine and network with other weight codes; see `ops.with_weights`."""
+        kept = {i: value for i, value in dict(self._cache).items() if i not in weights}
+        return replace(self, program=with_weights(self.program, weights), _cache=kept)
 
     @cached_property
     def lowered(self) -> dict[int, Lowered]:
@@ -442,6 +448,10 @@ def check_rows(placement: Placement, rows: np.ndarray, images: int) -> None:
     refuse(~memory & (rows["word"] != -1), "word of a register must be -1", rows["word"])
     refuse((rows["effect"] < 0) | (rows["effect"] > 1), "effect must be 0 or 1", rows["effect"])
     names = {component.name: i for i, component in enumerate(accel.components)}
+    lasting = memory & (rows["effect"] == LEVEL)
+    refuse(lasting & (component != names["weights"]),
+           "effect of a memory word other than a weight must be 0", rows["effect"])  # fmt: skip
+    refuse(lasting & (rows["last"] < rows["first"]), "last must be first or later", rows["last"])
     limits: dict[tuple[int, int], tuple[int, int]] = {}
     for block in placement.blocks:
         key = (names[block.component], block.layer)

@@ -16,15 +16,11 @@ import torch
 
 from fsim.errors import ConfigError
 
+from ..stuck_cells import SA1_SHARE
 from .draws import LEAST, at_random, bit_masks, threshold, uniform, words
 from .features import sign_extended
 from .model import FaultModel
 from .parameters import at_least, between, choice, probability
-
-SA1_SHARE = 0.163
-"""Share of stuck-at-1 (low resistance) among stuck cells; 0.837 are stuck at 0. FTT-NAS and
-its reference implementation; recalled origin: a 4 Mb HfO2 test chip (Chen et al., IEEE
-Transactions on Computers 2015) with 9.04 % and 1.75 % of its cells."""
 
 HEALTHY, STUCK_AT_0, STUCK_AT_1 = 0, 1, 2
 """States of a cell in the fault maps of AdSAF."""

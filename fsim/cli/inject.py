@@ -59,6 +59,20 @@ def network_options(command):
     return command
 
 
+def stuck_options(command):
+    """--stuck-cells, --sa1-share."""
+    for option in (
+        click.option("--sa1-share", type=Probability, metavar="SHARE",
+                     help="With --stuck-cells: share of them that read 1, the others read 0.  "
+                     "[default: 0.163]"),
+        click.option("--stuck-cells", type=Probability, metavar="P",
+                     help="Probability that a cell of the weight memory, one bit of one weight, is "
+                     "stuck for the whole trial."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def parse_ber(text: str) -> dict[str, float]:
     """`1e-5` for all memories, or `weights=1e-6,acts=1e-5,psums=0` for some."""
     from fsim.parse import parse_probability
@@ -123,20 +137,24 @@ def read_quant_params(path: Path | None) -> dict | None:
     return value
 
 
-def fault_model(ber, seu_rate, faults, hw_batch):
+def fault_model(ber, seu_rate, faults, hw_batch, stuck_cells=None, sa1_share=None):
     """(fault model, its JSON description) that the options ask for; exactly one source."""
     from fsim.fault_models.bit_errors import BitErrors
     from fsim.fault_models.network import Explicit
+    from fsim.fault_models.stuck_cells import SA1_SHARE, StuckCells
     from fsim.fault_models.upsets import KINDS, SingleFault, UpsetRate
     from fsim.parse import parse_fault
 
     batch = parse_hw_batch("1" if hw_batch is None else hw_batch)
     given = [name for name, value in
-             (("--ber", ber), ("--seu-rate", seu_rate), ("--fault", faults or None))
+             (("--ber", ber), ("--seu-rate", seu_rate), ("--stuck-cells", stuck_cells),
+              ("--fault", faults or None))
              if value is not None]  # fmt: skip
+    if sa1_share is not None and stuck_cells is None:
+        raise ConfigError(f"--sa1-share needs --stuck-cells, got {sa1_share:g} without it")
     if len(given) != 1:
         raise ConfigError(
-            "exactly one of --ber, --seu-rate and --fault must be given, got "
+            "exactly one of --ber, --seu-rate, --stuck-cells and --fault must be given, got "
             + (" and ".join(given) or "none")
         )
     if hw_batch is not None and ber is None:
@@ -144,6 +162,9 @@ def fault_model(ber, seu_rate, faults, hw_batch):
             f"--hw-batch needs --ber: only bit error rates count the writes of weights, "
             f"got {given[0]}"
         )
+    if stuck_cells is not None:
+        model = StuckCells(stuck_cells, SA1_SHARE if sa1_share is None else sa1_share)
+        return model, {"kind": model.name, "p": model.p, "sa1_share": model.sa1_share}
     if ber is not None:
         rates = parse_ber(ber)
         return BitErrors(**rates, hw_batch=batch), {"kind": "ber", **rates, "hw_batch": batch}
@@ -188,6 +209,7 @@ class Progress:
 @click.option("--ber", metavar="P", help="Flip probability per bit and residency of all on-chip "
               "memories, or weights=P,acts=P,psums=P.  [default without another fault: 1e-5]")
 @click.option("--seu-rate", type=Probability, help="Upsets per register bit and cycle.")
+@stuck_options
 @click.option("--fault", "faults", multiple=True,
               help="seu, mbu, transient, stuck0, stuck1 or intermittent: one at a random site; or "
               "layer=conv1,component=psum,row=0,col=3,bit=7,cycle=40. May be repeated.")
@@ -214,26 +236,29 @@ class Progress:
 @threads_option
 @json_option
 def inject(accel, settings, dataflow, model, weights, data, data_dir, images, quant_params, ber,
-           seu_rate, faults, sites, layers, trials, flips, hw_batch, trace, resume, overwrite, out,
-           curve, backend, dry_run, quiet, seed, threads, as_json):  # fmt: skip
+           seu_rate, stuck_cells, sa1_share, faults, sites, layers, trials, flips, hw_batch, trace,
+           resume, overwrite, out, curve, backend, dry_run, quiet, seed, threads,
+           as_json):  # fmt: skip
     """Inject faults into a network on an accelerator.
 
     \b
     fsim inject --accel systolic --ber 1e-5
     fsim inject --model resnet20 --data cifar10 --ber weights=1e-6 --trace run.h5
     """
-    if ber is None and seu_rate is None and not faults:
+    if ber is seu_rate is stuck_cells is None and not faults:
         ber = "1e-5"
-    chosen, described = fault_model(ber, seu_rate, faults, hw_batch)
+    chosen, described = fault_model(ber, seu_rate, faults, hw_batch, stuck_cells, sa1_share)
     if curve and described["kind"] != "ber":
-        raise ConfigError("--curve needs --ber, got " + ("--fault" if faults else "--seu-rate"))
+        kind = described["kind"]
+        given = kind if kind in ("seu-rate", "stuck-cells") else "fault"
+        raise ConfigError(f"--curve needs --ber, got --{given}")
     names = {"layers": _names(layers, "--layers"), "sites": _names(sites, "--sites")}
     if described["kind"] == "explicit" and (layers is not None or sites is not None):
         raise ConfigError(
             "--sites and --layers restrict random faults: a --fault that names its component "
             "must go without them"
         )
-    if described["kind"].startswith("stuck") and layers is not None:
+    if described["kind"] in ("stuck0", "stuck1") and layers is not None:
         raise ConfigError(
             "--layers cannot restrict a stuck-at fault, which is in the machine in every layer: "
             "use --sites"
@@ -305,6 +330,8 @@ def _check_sites(space, chosen, described) -> None:
                 f"--ber needs words of {' or '.join(struck)} among the chosen sites and layers, "
                 "got none"
             )
+    elif described["kind"] == "stuck-cells":
+        chosen.blocks(space)
     elif described["kind"] != "explicit":
         chosen.rows(space, 0, np.zeros(0, np.int64), Draws(0))  # raises where there is no site
 

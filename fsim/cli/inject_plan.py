@@ -82,10 +82,15 @@ def make_plan(session, space, described, trials) -> dict:
         kinds = [component.kind for component in session.placement.accel.components]
         bits = sum(s.sites for s in space.registers if kinds[s.component] == "register")
         flips = described["rate"] * bits * images
+    elif described["kind"] == "stuck-cells":
+        from fsim.fault_models.stuck_cells import StuckCells
+
+        plan["weight_cells"] = StuckCells(described["p"]).cells(space)
+        flips = described["p"] * plan["weight_cells"]
     elif described["kind"] == "explicit":
         flips = len(described["faults"])
     else:
-        flips = 1 if described["kind"].startswith("stuck") else images
+        flips = 1 if described["kind"] in ("stuck0", "stuck1") else images
     plan["expected_faults_per_trial"] = flips
     largest = max(int(_product(op.shape)) for op in session.program.ops)
     # Faults of a trial, a batch of the largest tensor, the images, outcomes of all trials.
@@ -130,7 +135,8 @@ def seconds_needed(session, space, chosen, plan, seed, backend) -> float:
 
     from fsim.simulator.inject import golden_run, run_trials
 
-    count = min(16, plan["images"])
+    # A chip costs the same whatever the images: more of them, or it counts for too much.
+    count = min(128 if chosen.name == "stuck-cells" else 16, plan["images"])
     golden = golden_run(session.placement, session.images[:count], session.labels[:count])
     times = []
     for _ in range(2):  # the first may compile

@@ -235,6 +235,8 @@ def _exposed(report: dict) -> list[tuple[str, str]]:
         bits = {n: b for n, b in plan["exposed_bits_per_image"].items() if faults[n]}
         text = ", ".join(f"{name} {count:,}" for name, count in bits.items())
         return [("exposed bits", f"{text} an image")] if text else []
+    if faults["kind"] == "stuck-cells":
+        return [("cells", f"{plan['weight_cells']:,} of the weight memory, one for each bit")]
     if faults["kind"] == "explicit":
         return []
     return [("register sites", f"{plan['register_sites_per_image']:,} bits x cycles an image")]
@@ -266,5 +268,10 @@ def describe_faults(faults: dict) -> str:
         return f"single-event upsets, {faults['rate']:g} per register bit and cycle"
     if faults["kind"] == "explicit":
         return "; ".join(faults["faults"])
-    each = "trial" if faults["kind"].startswith("stuck") else "image"
+    if faults["kind"] == "stuck-cells":
+        return (
+            f"stuck cells of the weight memory, one chip a trial: {faults['p']:g} of all cells, "
+            f"{100 * faults['sa1_share']:.4g} % of them at 1"
+        )
+    each = "trial" if faults["kind"] in ("stuck0", "stuck1") else "image"
     return f"one random {faults['kind']} for each {each}"
