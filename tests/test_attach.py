@@ -191,17 +191,17 @@ def test_the_report_names_host_operations():
         def __init__(self):
             super().__init__()
             self.fc = nn.Linear(8, 8)
-            self.up = nn.ConvTranspose2d(1, 2, 2)
+            self.deep = nn.Conv3d(1, 8, 1)
 
         def forward(self, x):
-            return self.fc(torch.sigmoid(self.up(x)).mean((1, 2))[:, :8])
+            return self.fc(torch.sigmoid(self.deep(x.unsqueeze(2))).mean((1, 2, 3)))
 
     made = attach(Odd(), ACCEL, calibration=torch.rand(4, 1, 8, 8))
     assert made.mode == "integer program"
     host = {entry.name: entry for entry in made.coverage.other}
-    assert host["up"].what == "ConvTranspose2d" and host["up"].macs == 64 * 2 * 4
+    assert host["deep"].what == "Conv3d" and host["deep"].macs == 64 * 8
     assert made.coverage.share == 64 / (64 + 512)
-    assert "ConvTranspose2d" in made.report() and "sigmoid" in made.report()
+    assert "Conv3d" in made.report() and "sigmoid" in made.report()
 
 
 def test_no_images_are_no_logits(attached):
