@@ -15,8 +15,8 @@ from tests.test_layout import ROOT, modules
 STDLIB = set(sys.stdlib_module_names)
 
 TORCH = {
-    "exact", "quantise", "capture", "convolutions", "patterns", "program", "engine", "inject", "attach",
-    "attach_layers", "attach_program", "modes", "network", "operators",
+    "exact", "quantise", "capture", "convolutions", "patterns", "program", "engine", "inject",
+    "attach", "attach_layers", "attach_program", "modes", "network", "operators",
 }  # fmt: skip
 """Modules of simulator/ that may import torch."""
 
