@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import shutil
@@ -155,6 +156,29 @@ def test_the_checkpoint_of_a_training_is_none_of_a_search(finished, tmp_path):
                "--epochs", 1, *NONE, "--out", out)  # fmt: skip
     assert done.exit_code == 0, done.output
     refused(nas("search", *SPACE, *RUN, *NONE, "--out", out, "--resume"), "another configuration")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{}", "got none with "), ("[]", "got list"), ("{", "got Expecting"), (None, "got no ")],
+)
+def test_options_that_are_none_of_a_search_are_refused(text, says, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    file = folder / "options.json"
+    file.unlink() if text is None else file.write_text(text)
+    refused(nas("derive", "--search", folder), "must", says, folder)
+
+
+def test_options_written_before_there_were_devices_are_taken(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    file = folder / "options.json"
+    options = json.loads(file.read_text())
+    del options["device"]
+    file.write_text(json.dumps(options))
+    done = nas("derive", "--search", folder, "--samples", 1)
+    assert done.exit_code == 0, done.output
 
 
 # --- genotypes

@@ -87,7 +87,8 @@ def derive(folder, samples, out, quiet, device, threads, as_json):
     """The best of several genotypes of a finished search, by reward on the held-out share."""
     from fsim.nas.search.run import SearchRun, read_options
 
-    options = read_options(folder) | {"threads": threads, "device": device}
+    own = {"threads": threads, "device": device}
+    options = read_options(folder, {option.name for option in search.params} - set(own)) | own
     built = _build(options)
     run = SearchRun(folder, built.identity, built.search, resume=True)
     missing = built.search.settings.epochs - len(run.history)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fsim.errors import ConfigError
@@ -81,8 +81,8 @@ def write_options(folder: Path, options: dict) -> None:
         file.write(json.dumps(options, indent=1).encode())
 
 
-def read_options(folder: Path) -> dict:
-    """The options of the search in a folder; ConfigError if there is none."""
+def read_options(folder: Path, names: Iterable[str]) -> dict:
+    """The options of the search in a folder; ConfigError unless there is one with `names`."""
     path = folder / OPTIONS
     if not path.is_file():
         raise ConfigError(f"{folder} must hold a search of fsim nas search, got no {OPTIONS}")
@@ -92,6 +92,9 @@ def read_options(folder: Path) -> dict:
         raise ConfigError(f"{path} must be one of fsim nas search, got {error}") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} must be one of fsim nas search, got {type(found).__name__}")
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise ConfigError(f"{path} must be one of fsim nas search, got none with {missing[0]}")
     return found
 
 
