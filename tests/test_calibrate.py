@@ -339,8 +339,8 @@ def test_the_model_of_features_can_be_chosen(session):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "exactly one of --ber and --seu-rate must be given, got none"),
-        (("--ber", "1e-5", "--seu-rate", "1e-9"), "got both"),
+        ((), "exactly one of --ber, --seu-rate and --stuck-cells must be given, got none"),
+        (("--ber", "1e-5", "--seu-rate", "1e-9"), "got --ber and --seu-rate"),
         (("--ber", "0"), "must be above 0"),
         (("--seu-rate", "0"), "must be above 0"),
         (("--seu-rate", "2"), "[0, 1]"),

@@ -227,6 +227,33 @@ def test_stuck_cells_among_other_faults(name, monkeypatch):
             assert_array_equal(alone.acc, found.acc)
 
 
+@pytest.mark.parametrize("flow", ["ws", "is"])
+def test_many_struck_sums_after_a_run_with_the_right_weights(flow, monkeypatch):
+    """What the machine keeps of its own weights does not serve for struck ones."""
+    placement, golden, codes, machine = machine_with(flow)
+    other, other["image"] = random_rows(
+        placement, np.random.default_rng(9), 400, components=("psums",)
+    )
+    rows = np.concatenate([drawn(select(placement), StuckCells(0.2, 0.4), seed=5), other])
+    want = restated(placement, machine, codes, rows)
+    assert_array_equal(rows_alone(monkeypatch, placement, golden, rows).acc, want)
+    assert placement._cache
+    assert_array_equal(run_rows(placement, golden, rows).acc, want)
+
+
+def test_a_wrong_weight_of_one_fetch_is_no_wrong_weight_of_all():
+    """Flips for all images, of one residency each, where weights are fetched again."""
+    placement, golden, codes, machine = machine_with("os weights fetched again")
+    rng = np.random.default_rng(3)
+    rows, _ = random_rows(placement, rng, 60, components=("weights",))
+    assert (rows["first"] > 0).any() and (rows["image"] == -1).all()
+    again = {op.index for op in placement.program.array_ops if not placement.weights_once(op)}
+    left = settled(placement, rows)[1]
+    assert set(left["layer"].tolist()) == again & set(rows["layer"].tolist()) != set()
+    found = run_rows(placement, golden, rows)
+    assert_array_equal(found.acc, restated(placement, machine, codes, rows))
+
+
 def test_upsets_of_registers_meet_the_struck_weights(session, monkeypatch):
     golden = session.golden()
     upset = Explicit((Fault("filter", row=3, col=2, bit=6, layer="conv2", cycle=40),

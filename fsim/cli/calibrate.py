@@ -7,7 +7,14 @@ from pathlib import Path
 import click
 
 from fsim.cli.calibrate_report import comments, report_of, text_of
-from fsim.cli.inject import Progress, fault_model, network_options, read_quant_params
+from fsim.cli.calibrate_stuck import stuck_comments, stuck_report, stuck_text
+from fsim.cli.inject import (
+    Progress,
+    fault_model,
+    network_options,
+    read_quant_params,
+    stuck_options,
+)
 from fsim.cli.inject_plan import BYTES_A_FAULT, memory_limit
 from fsim.cli.options import (
     Probability,
@@ -40,6 +47,7 @@ IMAGES = 500
     help="Flip probability per bit and residency, or weights=P,acts=P,psums=P.",
 )
 @click.option("--seu-rate", type=Probability, help="Upsets per register bit and cycle.")
+@stuck_options
 @click.option(
     "--hw-batch",
     metavar="N|all",
@@ -69,27 +77,38 @@ IMAGES = 500
 @threads_option
 @json_option
 def calibrate(accel, settings, dataflow, model, weights, data, data_dir, images, quant_params, ber,
-              seu_rate, hw_batch, trials, features, out, quiet, seed, threads,
-              as_json):  # fmt: skip
+              seu_rate, stuck_cells, sa1_share, hw_batch, trials, features, out, quiet, seed,
+              threads, as_json):  # fmt: skip
     """Measure which statistical fault models a machine amounts to for a network.
 
     Faults of the simulated machine are compared, layer by layer and given the layer's
-    inputs, with MiBB (p_m per multiply-add) and iBF (r per bit) of FTT-NAS. What these
-    models describe poorly is said so.
+    inputs, with MiBB (p_m per multiply-add) and iBF (r per bit) of FTT-NAS, and stuck
+    cells of the weight memory with adSAF (p per bit). What these models describe poorly
+    is said so.
 
     \b
     fsim calibrate --accel systolic --seu-rate 1e-8 --out out/mibb.toml
+    fsim calibrate --accel systolic --stuck-cells 0.05 --out out/adsaf.toml
     fsim train --fault-backend torch --faults out/mibb.toml
     """
-    if (ber is None) == (seu_rate is None):
+    given = {"--ber": ber, "--seu-rate": seu_rate, "--stuck-cells": stuck_cells}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
         raise ConfigError(
-            "exactly one of --ber and --seu-rate must be given, got "
-            + ("none" if ber is None else "both")
+            "exactly one of --ber, --seu-rate and --stuck-cells must be given, got "
+            + (" and ".join(names) or "none")
         )
-    chosen, described = fault_model(ber, seu_rate, (), hw_batch)
-    rates = [value for key, value in described.items() if key in ("rate", *_MEMORIES)]
+    chosen, described = fault_model(ber, seu_rate, (), hw_batch, stuck_cells, sa1_share)
+    rates = [value for key, value in described.items() if key in ("rate", "p", *_MEMORIES)]
     if not any(rates):
-        raise ConfigError("--ber or --seu-rate must be above 0: there would be nothing to fit")
+        raise ConfigError(f"{names[0]} must be above 0: there would be nothing to fit")
+    if stuck_cells is not None:
+        for name, value in (("--features", features), ("--images", images)):
+            if value is not None:
+                raise ConfigError(
+                    f"{name} must be left out with --stuck-cells, which are fitted from the "
+                    f"codes of the weights alone, got {value}"
+                )
     if out is not None:
         _check_out(out)
     machine = load_accel_option(accel, settings, dataflow)
@@ -106,21 +125,28 @@ def calibrate(accel, settings, dataflow, model, weights, data, data_dir, images,
     space = select(session.placement)
     _check_size(space, described, len(session.images))
     progress = Progress(trials, quiet or as_json)
+    options = {"seed": seed, "trials": trials, "on_trial": progress.show}
     try:
-        result = calibration.calibrate(
-            space, session.images, chosen, seed=seed, trials=trials, on_trial=progress.show
-        )
+        if stuck_cells is None:
+            result = calibration.calibrate(space, session.images, chosen, **options)
+        else:
+            result = calibration.calibrate_stuck(space, chosen, **options)
     finally:
         progress.end()
-    tables = calibration.configuration(result, features)
-    report = report_of(session, described, seed, result, tables)
+    if stuck_cells is None:
+        tables = calibration.configuration(result, features)
+        report, head, text = report_of(session, described, seed, result, tables), comments, text_of
+    else:
+        tables = calibration.stuck_configuration(result)
+        report = stuck_report(session, described, seed, result, tables)
+        head, text = stuck_comments, stuck_text
     if out is not None:
-        _write(out, calibration.file_text(tables, comments(report), out.suffix))
+        _write(out, calibration.file_text(tables, head(report), out.suffix))
         report["file"] = str(out)
     if as_json:
         print_json(report)
     else:
-        click.echo(text_of(report))
+        click.echo(text(report))
 
 
 _MEMORIES = ("weights", "acts", "psums")
@@ -138,7 +164,11 @@ def _check_out(out: Path) -> None:
 
 def _check_size(space, described: dict, images: int) -> None:
     """Refuse faults of one trial that memory would not hold."""
-    if described["kind"] == "ber":
+    from fsim.fault_models.stuck_cells import StuckCells
+
+    if described["kind"] == "stuck-cells":
+        flips, images = described["p"] * StuckCells(described["p"]).cells(space), 1
+    elif described["kind"] == "ber":
         flips = sum(described[block.component] * block.exposed_bits for block in space.blocks)
     else:
         flips = described["rate"] * sum(site.sites for site in space.registers)

@@ -13,12 +13,22 @@ from fsim.errors import ConfigError
 from ..sites import SiteSpace
 from .fits import FlipFit, MiBBFit, fit_flips, fit_mibb
 from .observe import Observation, observe
+from .stuck import StuckCounts, StuckFit, fit_stuck, observe_stuck
+from .whole_weights import Change, compare
 
 STUCK = (
-    "a stuck cell lasts, and bit errors and upsets are overwritten by the next write; the "
-    "machine's memories take no stuck bits"
+    "its cells are stuck for good; bit errors and upsets last until the next write "
+    "(--stuck-cells has stuck cells)"
 )
-"""Why adSAF is not fitted."""
+"""Why adSAF is not fitted to bit errors and upsets."""
+
+UNSTUCK = {
+    "mibb": "stuck cells of the weight memory strike no sums and no stored features",
+    "ibf features": "stuck cells of the weight memory strike no stored features",
+    "ibf weights": "a stuck cell shows where another value is written to it, for good; a flip "
+    "inverts what was written, once",
+}
+"""Why nothing but adSAF is fitted to stuck cells."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +93,40 @@ def calibrate(
     else:
         absent["ibf weights"] = "no fault strikes stored weights"
     return Calibration(found, tuple(fitted), mibb, acts, weights, absent)
+
+
+@dataclass(frozen=True, eq=False)
+class StuckCalibration:
+    """Counts of stuck cells, what was fitted to them, and what it would be on whole weights.
+
+    absent  model -> why it was not fitted
+    """
+
+    counts: StuckCounts
+    fit: StuckFit
+    changes: tuple[Change, ...]
+    absent: dict[str, str]
+
+
+def calibrate_stuck(
+    space: SiteSpace,
+    model,
+    *,
+    seed: int,
+    trials: int,
+    on_trial: Callable[[int], None] = lambda done: None,
+) -> StuckCalibration:
+    """adSAF of a network on its machine under StuckCells; arguments as of `observe_stuck`."""
+    counts = observe_stuck(space, model, seed=seed, trials=trials, on_trial=on_trial)
+    fit = fit_stuck(counts.written, counts.wrong)
+    return StuckCalibration(counts, fit, compare(counts, fit), UNSTUCK)
+
+
+def stuck_configuration(result: StuckCalibration) -> list[dict]:
+    """The table for `model_from_config`: adSAF on bits of the machine's two's complement."""
+    share = {} if result.fit.sa1_share is None else {"sa1_share": result.fit.sa1_share.estimate}
+    common = {"bits": result.counts.bits, "grid": "hardware"}
+    return [{"model": "adsaf-bits", "p": result.fit.p.estimate, **share, **common}]
 
 
 def feature_shares(result: Calibration) -> dict[str, float]:

@@ -194,10 +194,10 @@ def _over_layers(struck, values, expected, n, design) -> tuple[float, int, float
     known = ((struck > 0).sum(0) >= LEAST_UNITS) & (share < 1) & (units > 1)
     own[known] = np.maximum(design, spread[known] / (values * share * (1 - share))[known])
     variance = expected * (1 - expected / n) * own
-    return _chi_square(struck.sum(0), expected, variance, expected / own, 1)
+    return chi_square(struck.sum(0), expected, variance, expected / own, 1)
 
 
-def _chi_square(observed, expected, variance, effective, parameters: int):
+def chi_square(observed, expected, variance, effective, parameters: int):
     """Pearson's statistic over cells; those with a small effective count are one cell."""
     small = effective < LEAST_EXPECTED
     cells = [(observed[~small], expected[~small], variance[~small])]
@@ -243,7 +243,7 @@ def fit_flips(exposed: np.ndarray, flipped: np.ndarray) -> FlipFit:
     found = clopper_pearson(k, n)
     r = k / n if n else 0.0
     expected = cells * r
-    chi2, dof, p = _chi_square(flipped.reshape(-1), expected, expected * (1 - r), expected, 1)
+    chi2, dof, p = chi_square(flipped.reshape(-1), expected, expected * (1 - r), expected, 1)
     poor = ()
     if p is not None and p < POOR_P:
         poor = ("flips are not equally likely over tensors and bits",)
