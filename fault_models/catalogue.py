@@ -83,7 +83,7 @@ FAULTS = (
         "rram-stuck-bit", ("rram",), "SAF", ("fabrication", "aging"),
         "single-bit-cell crossbar", "weights", "hard", True,
         "detection; redundancy, remapping, retraining", "weights",
-        "w ~ 1bit-adSAF(w0; p0, p1)", ("adsaf-bits",), "",
+        "w ~ 1bit-adSAF(w0; p0, p1)", ("adsaf-bits",), "--stuck-cells P",
     ),
     HardwareFault(
         "rram-stuck-weight", ("rram",), "SAF", ("fabrication", "aging"),
