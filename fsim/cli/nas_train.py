@@ -51,8 +51,8 @@ def evaluate(genotype, weights, maps, width, data, data_dir, images, test_images
     upsets of its own in activations, partial sums and registers; weights are written, and struck
     anew, every --hw-batch images, at the latest with each 500. torch: features (MiBB, iBB, iBF)
     are struck in every image anew; weights (adSAF, variation, iBF of weights) once for the whole
-    map, which is one chip. So the spread is one between chips for weights, and for all else one between
-    passes, which more test images make smaller.
+    map, which is one chip. So the spread is one between chips for weights, and for all else one
+    between passes, which more test images make smaller.
 
     Networks of the same shapes meet the same maps for the same --seed, faults and --device: their
     accuracies can be compared map by map (--json).
