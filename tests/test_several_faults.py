@@ -201,6 +201,13 @@ def test_a_map_is_one_chip_with_features_of_its_own(drawn):
         assert not any(torch.equal(features[i], features[j]) for j in range(i))
 
 
+def test_batches_are_as_large_as_asked_for(drawn):
+    backend = TensorFaults(network(), models(MIBB))
+    found = evaluate_maps(backend, (images(20), torch.zeros(20, dtype=torch.int64)), 2, batch=8)
+    assert [len(faults) for _, faults in drawn] == [8, 8, 4] * 2
+    assert len(found.faulty) == 2
+
+
 def test_networks_of_the_same_shapes_meet_the_same_maps(drawn):
     labels = torch.zeros(BATCH + 20, dtype=torch.int64)
     for seed in (1, 2):

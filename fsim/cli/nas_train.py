@@ -40,22 +40,27 @@ def train(genotype, data, **options):
 @click.option("--weights", required=True, help=".pt or .safetensors, as fsim nas train writes.")
 @click.option("--maps", type=click.IntRange(1, 100_000), default=10, show_default=True,
               help="Fault maps.")  # fmt: skip
-def evaluate(genotype, weights, maps, width, data, data_dir, images, test_images, quiet, device,
-             seed, threads, as_json, **faults):  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=128, show_default=True,
+              help="Images of a pass.")  # fmt: skip
+def evaluate(genotype, weights, maps, batch, width, data, data_dir, images, test_images, quiet,
+             device, seed, threads, as_json, **faults):  # fmt: skip
     """Accuracy of a trained genotype, clean and over several fault maps.
 
-    The network is the final one: batch normalisation folded in, on the simulated array with
-    --fault-backend numba.
+    With --fault-backend numba the network runs on the simulated array as fsim inject has it, batch
+    normalisation folded in.
 
-    A map is one pass over the test images, 500 at a time. numba: every image has bit errors and
-    upsets of its own in activations, partial sums and registers; weights are written, and struck
-    anew, every --hw-batch images, at the latest with each 500. torch: features (MiBB, iBB, iBF)
-    are struck in every image anew; weights (adSAF, variation, iBF of weights) once for the whole
-    map, which is one chip. So the spread is one between chips for weights, and for all else one
-    between passes, which more test images make smaller.
+    A map is one pass over the test images, --batch at a time. numba: every image has bit errors
+    and upsets of its own in activations, partial sums and registers; weights are written, and
+    struck anew, every --hw-batch images, at the latest with each batch. torch: features (MiBB,
+    iBB, iBF) are struck in every image anew; weights (adSAF, variation, iBF of weights) once for
+    the whole map, which is one chip. So the spread is one between chips for weights, and for all
+    else one between passes.
 
-    Networks of the same shapes meet the same maps for the same --seed, faults and --device: their
-    accuracies can be compared map by map (--json).
+    torch quantises with the range of a batch, as the paper does, so that its accuracies are those
+    of a size of batch. numba has calibrated ranges.
+
+    Networks of the same shapes meet the same maps for the same --seed, --batch, faults and
+    --device: their accuracies can be compared map by map (--json).
     """
     machine, models, described = faults_of(**faults)
     if described["backend"] == "none":
@@ -82,12 +87,13 @@ def evaluate(genotype, weights, maps, width, data, data_dir, images, test_images
         backend = TensorFaults(setting.model, models, seed)
     show = progress(quiet)
     found = evaluate_maps(
-        backend, setting.test, maps, on_map=lambda done: show(f"maps {bar(done, maps)}")
-    )
+        backend, setting.test, maps, batch=batch,
+        on_map=lambda done: show(f"maps {bar(done, maps)}"),
+    )  # fmt: skip
     show("")
     summary = found.summary()
     if as_json:
-        print_json({"identity": setting.identity, "faults": described, "maps": maps,
+        print_json({"identity": setting.identity, "faults": described, "maps": maps, "batch": batch,
                     "on_array": note, **summary, "faulty": found.faulty.tolist()})  # fmt: skip
         return
     rows = [("network", f"{genotype}, {len(setting.test[0])} images"),
