@@ -188,8 +188,11 @@ def restated(placement, machine, codes, rows):
     parts = []
     for row in rows:
         op = placement.program.ops[row["layer"]]
-        lasting = row["effect"] == LEVEL and not placement.weights_once(op)
-        for residency in range(placement.position_tiles(op.index)) if lasting else [row["first"]]:
+        times = [row["first"]]
+        if row["effect"] == LEVEL and not placement.weights_once(op):
+            end = min(int(row["last"]), placement.position_tiles(op.index) - 1)
+            times = range(row["first"], end + 1)
+        for residency in times:
             parts.append(row.copy())
             parts[-1]["first"] = residency
     rows = np.array(parts, rows.dtype)
@@ -252,6 +255,26 @@ def test_a_wrong_weight_of_one_fetch_is_no_wrong_weight_of_all():
     assert set(left["layer"].tolist()) == again & set(rows["layer"].tolist()) != set()
     found = run_rows(placement, golden, rows)
     assert_array_equal(found.acc, restated(placement, machine, codes, rows))
+
+
+def test_weights_wrong_in_some_reads_of_all():
+    """Level rows that begin late or end early: rows of a trace may say so."""
+    placement, golden, codes, machine = machine_with("os weights fetched again")
+    rng, struck = np.random.default_rng(6), 0
+    for span in ((0, 0), (1, FOREVER), (0, 1), (1, 1), (0, FOREVER)):
+        rows = drawn(select(placement), StuckCells(0.3, 0.4), seed=6)
+        rows = rng.permutation(rows)[:60]
+        tiles = {op.index: placement.position_tiles(op.index) for op in placement.program.array_ops}
+        once = {op.index for op in placement.program.array_ops if placement.weights_once(op)}
+        long = np.array([layer not in once and tiles[layer] > 2 for layer in rows["layer"]])
+        rows["first"][long], rows["last"][long] = span
+        check_rows(placement, rows, IMAGES)
+        left = len(settled(placement, rows)[1])
+        assert left == (0 if span == (0, FOREVER) else long.sum())
+        struck += left
+        found = run_rows(placement, golden, rows)
+        assert_array_equal(found.acc, restated(placement, machine, codes, rows))
+    assert struck
 
 
 def test_upsets_of_registers_meet_the_struck_weights(session, monkeypatch):
