@@ -213,7 +213,8 @@ class FaultHooks:
         if backend == "auto":
             registers = [c for c in components if c.kind != "memory"]
             backend = "replay" if all("replay" in c.backends for c in registers) else "tile"
-        if backend == "replay" or (stored and len(components) == 1):
+        words_only = (stored and len(components) == 1) or (tiled and not components)
+        if backend == "replay" or words_only:
             walk_outputs(machine, plan, a, b, d, table, out, everything=not exact)
             return
         if stored or tiled:

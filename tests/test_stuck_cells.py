@@ -160,6 +160,9 @@ MACHINES = {
     "ws saturating": {"acc_bits": 16, "overflow": "saturate"},
     "os saturating": {"flow": "os", "acc_bits": 16, "overflow": "saturate"},
     "is narrow": {"flow": "is", "acc_bits": 16},
+    "os fetched again, saturating": {
+        "flow": "os", "buffers.weights.kib": 30 / 1024, "acc_bits": 16, "overflow": "saturate",
+    },
     "os weights fetched again": {"flow": "os", "buffers.weights.kib": 30 / 1024},
     "is all fetched again": {
         "flow": "is", "buffers.weights.kib": 30 / 1024, "buffers.acts.kib": 8 / 1024,

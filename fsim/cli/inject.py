@@ -229,7 +229,8 @@ class Progress:
 @click.option("--curve/--no-curve", default=None, help="With --ber: P(critical | a flip) and the "
               "rate at which accuracy falls by one point.")
 @click.option("--backend", type=click.Choice(["auto", "tile", "reference"]), default="auto",
-              help="How products under register faults are computed.")
+              help="How products under register faults are computed; tile and reference also apply "
+              "weights that stay wrong one by one.")
 @click.option("--dry-run", is_flag=True, help="What would be done, and nothing more.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @seed_option
