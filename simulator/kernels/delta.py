@@ -1,0 +1,587 @@
+"""What a few wrong codes of one image change in the rest of a network.
+
+The image's golden codes and sums are known. Each fault begins with changed codes of one
+operation; from there on, in the order of the operations, every pixel that reads a changed
+one is made again: from its golden sums and what changed in its window, four channels (a
+word) at a time, or from the whole window where much did. Words that are equal to the
+golden ones are dropped. In the end those that changed are put back, and the next fault
+finds the golden image.
+
+Tensors lie in one buffer of bytes, as "frames": (h, w, c) with the channels filled up to
+whole words and zeros around that convolutions read as padding. The zeros and the filling
+are never written.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fsim.jit import kernel
+
+from .replay import wrap
+from .requantise import _round_shift
+from .vnni_pixel import changed1, changed2, changed4, whole1, whole2, whole4
+
+CONV_VNNI, CONV, DEPTHWISE, ADD, AVERAGE, MAXIMUM, RELU, COPY, LAST = range(1, 10)
+"""Kinds of operations. LAST is the linear layer that gives the answer."""
+
+FIELDS = (
+    "kind", "a", "b", "at", "row", "pixel", "h", "w", "c", "signed", "list", "words", "sums",
+    "kh", "kw", "sh", "sw", "top", "left", "dh", "dw", "flip", "slots", "steps", "weight",
+    "bias", "factor", "m0", "m1", "shift", "c_in", "c_out", "acc_bits",
+    "per", "flat",
+)  # fmt: skip
+"""Columns of the table of operations, int64.
+
+a, b          operations it reads; at: byte of the frame's pixel (0, 0), channel 0
+row, pixel    bytes from one row, one pixel to the next
+list, words   where its pixels begin in `pixels`, and their words in `changed`
+sums          where its golden sums begin
+kh .. dw      window, stride, padding at the top and left, dilation; of COPY: sh, sw the
+              stride, top and left the offset, c_in and c_out first channels
+steps, weight, bias, factor
+              where its part begins in `steps`, `weights`, `bias`, `factors`
+m0, m1, shift  of additions and averages, as in `ops.py`; of COPY the first channels of
+              two inputs that are joined
+per, flat     input channels of one group; whether slots run over (channel, row, column), as
+              of a flattened map, and not over (row, column, channel)
+"""
+
+(KIND, A, B, AT, ROW, PIXEL, H, W, C, SIGNED, LIST, WORDS, SUMS, KH, KW, SH, SW, TOP, LEFT, DH,
+ DW, FLIP, SLOTS, STEPS, WEIGHT, BIAS, FACTOR, M0, M1, SHIFT, C_IN, C_OUT,
+ ACC_BITS, PER, FLAT) = range(len(FIELDS))  # fmt: skip
+
+
+@kernel
+def _code(frames, at, signed):
+    value = np.int32(frames[at])
+    return value - 256 if signed and value > 127 else value
+
+
+@kernel
+def _at(op, pixel):
+    """Byte of a pixel's first channel."""
+    y = pixel // op[W]
+    return op[AT] + y * op[ROW] + (pixel - y * op[W]) * op[PIXEL]
+
+
+@kernel
+def _touch(op, pixel, pixels, marks, counts, number):
+    """Put an output pixel on its operation's list, once."""
+    at = op[LIST] + pixel
+    if not marks[at]:
+        marks[at] = 1
+        pixels[op[LIST] + counts[number]] = pixel
+        counts[number] += 1
+
+
+@kernel
+def _touch_windows(op, source, number, first, pixels, marks, counts):
+    """Output pixels whose window holds a changed pixel of `source`, operation `first`."""
+    kh, kw, sh, sw, dh, dw = op[KH], op[KW], op[SH], op[SW], op[DH], op[DW]
+    top, left, height, width, places = op[TOP], op[LEFT], op[H], op[W], op[LIST]
+    count = counts[number]
+    for i in range(counts[first]):
+        pixel = pixels[source[LIST] + i]
+        y = pixel // source[W]
+        x = pixel - y * source[W]
+        for ky in range(kh):
+            down = y + top - ky * dh
+            if down < 0:
+                continue
+            if sh > 1:
+                if down % sh:
+                    continue
+                down //= sh
+            if down >= height:
+                continue
+            for kx in range(kw):
+                across = x + left - kx * dw
+                if across < 0:
+                    continue
+                if sw > 1:
+                    if across % sw:
+                        continue
+                    across //= sw
+                if across < width:
+                    to = down * width + across
+                    if not marks[places + to]:
+                        marks[places + to] = 1
+                        pixels[places + count] = to
+                        count += 1
+    counts[number] = count
+
+
+@kernel
+def _touch_same(op, source, number, first, pixels, marks, counts):
+    for i in range(counts[first]):
+        _touch(op, pixels[source[LIST] + i], pixels, marks, counts, number)
+
+
+@kernel
+def _compare(op, pixel, at, work32, golden32, changed, changes):
+    """Note which words of a pixel differ; how many."""
+    words, begin, count = op[PIXEL] >> 2, at >> 2, 0
+    place = op[WORDS] + pixel * words
+    for word in range(words):
+        if work32[begin + word] != golden32[begin + word]:
+            changed[place + count] = word
+            count += 1
+    changes[op[LIST] + pixel] = count
+    return count
+
+
+@kernel
+def _window(op, source, pixel, marks, changed, changes, places):
+    """What changed in a pixel's window, as (byte in the frames, slot) in `places`; how many."""
+    y = pixel // op[W]
+    x = pixel - y * op[W]
+    top, left = y * op[SH] - op[TOP], x * op[SW] - op[LEFT]
+    words, count = source[PIXEL] >> 2, 0
+    for ky in range(op[KH]):
+        down = top + ky * op[DH]
+        if down < 0 or down >= source[H]:
+            continue
+        for kx in range(op[KW]):
+            across = left + kx * op[DW]
+            if across < 0 or across >= source[W]:
+                continue
+            read = down * source[W] + across
+            if not marks[source[LIST] + read]:
+                continue
+            at = source[AT] + down * source[ROW] + across * source[PIXEL]
+            slot = (ky * op[KW] + kx) * words
+            begin = source[WORDS] + read * words
+            for i in range(changes[source[LIST] + read]):
+                word = changed[begin + i]
+                places[count, 0], places[count, 1] = at + 4 * word, slot + word
+                count += 1
+    return count
+
+
+@kernel
+def _conv_vnni(op, source, pixel, count, limits, work, golden, known, places, steps, weights, bias,
+               factors):  # fmt: skip
+    """One pixel's codes, from `count` changed words of its window."""
+    work_at, golden_at = np.int64(work.ctypes.data), np.int64(golden.ctypes.data)
+    codes = work_at + _at(op, pixel)
+    weight = np.int64(weights.ctypes.data) + op[WEIGHT]
+    b = np.int64(bias.ctypes.data) + 4 * op[BIAS]
+    f = np.int64(factors.ctypes.data) + 4 * op[FACTOR]
+    flip, slots = np.int32(op[FLIP] * 0x01010101), op[SLOTS]
+    lo, hi, left = limits[0], limits[1], op[C]
+    if 2 * count < slots:
+        places_at = np.int64(places.ctypes.data)
+        sums = np.int64(known.ctypes.data) + 4 * (op[SUMS] + pixel * op[C])
+        while left > 0:
+            if left > 48:
+                changed4(work_at, golden_at, places_at, count, flip, weight, sums, b, f, lo, hi,
+                         codes, left)  # fmt: skip
+                size = 64
+            elif left > 16:
+                changed2(work_at, golden_at, places_at, count, flip, weight, sums, b, f, lo, hi,
+                         codes, left)  # fmt: skip
+                size = 32
+            else:
+                changed1(work_at, golden_at, places_at, count, flip, weight, sums, b, f, lo, hi,
+                         codes, left)  # fmt: skip
+                size = 16
+            weight += slots * size * 4
+            sums, b, f = sums + 4 * size, b + 4 * size, f + 4 * size
+            codes += size
+            left -= size
+        return
+    y = pixel // op[W]
+    x = pixel - y * op[W]
+    window = work_at + source[AT] + (y * op[SH] - op[TOP]) * source[ROW]
+    window += (x * op[SW] - op[LEFT]) * source[PIXEL]
+    steps_at = np.int64(steps.ctypes.data) + 4 * op[STEPS]
+    while left > 0:
+        if left > 48:
+            whole4(window, steps_at, slots, flip, weight, b, f, lo, hi, codes, left)
+            size = 64
+        elif left > 16:
+            whole2(window, steps_at, slots, flip, weight, b, f, lo, hi, codes, left)
+            size = 32
+        else:
+            whole1(window, steps_at, slots, flip, weight, b, f, lo, hi, codes, left)
+            size = 16
+        weight += slots * size * 4
+        b, f = b + 4 * size, f + 4 * size
+        codes += size
+        left -= size
+
+
+@kernel
+def _store_sums(op, at, sums, limits, work, bias, factors):
+    """Codes of a pixel from its sums without bias."""
+    lo, hi = limits[0], limits[1]
+    shift = 64 - op[ACC_BITS]
+    for o in range(op[C]):
+        value = np.int64(sums[o]) + np.int64(bias[op[BIAS] + o])
+        v = np.float32((value << shift) >> shift) * factors[op[FACTOR] + o]
+        v = v if v > lo else lo
+        v = v if v < hi else hi
+        work[at + o] = np.uint8(np.int32(np.rint(v)) & 255)
+
+
+@kernel
+def _conv(op, source, pixel, count, limits, sums, work, golden, known, places, weights, bias,
+          factors):  # fmt: skip
+    """As `_conv_vnni` without the instruction; weights (slots * 4, c) int8."""
+    outputs, begin = op[C], op[SUMS] + pixel * op[C]
+    for o in range(outputs):
+        sums[o] = known[begin + o]
+    for i in range(count):
+        at, row = np.int64(places[i, 0]), op[WEIGHT] + np.int64(places[i, 1]) * 4 * outputs
+        for j in range(4):
+            change = _code(work, at + j, source[SIGNED]) - _code(golden, at + j, source[SIGNED])
+            if change != 0:
+                for o in range(outputs):
+                    sums[o] += change * np.int32(weights[row + j * outputs + o])
+    _store_sums(op, _at(op, pixel), sums, limits, work, bias, factors)
+
+
+@kernel
+def _depthwise(op, source, pixel, count, limits, sums, work, golden, known, places, weights, bias,
+               factors):  # fmt: skip
+    """A convolution whose every output reads its own channel; weights (slots * 4,) int8."""
+    begin, words = op[SUMS] + pixel * op[C], source[PIXEL] >> 2
+    for o in range(op[C]):
+        sums[o] = known[begin + o]
+    for i in range(count):
+        at, slot = np.int64(places[i, 0]), np.int64(places[i, 1])
+        word = slot % words
+        for j in range(min(4, op[C] - 4 * word)):
+            change = _code(work, at + j, source[SIGNED]) - _code(golden, at + j, source[SIGNED])
+            sums[4 * word + j] += change * np.int32(weights[op[WEIGHT] + 4 * slot + j])
+    _store_sums(op, _at(op, pixel), sums, limits, work, bias, factors)
+
+
+@kernel
+def _average(op, source, pixel, count, limits, sums, work, golden, known, places):
+    """clamp(round_half_even(sum * m0 / 2^shift))."""
+    begin, words = op[SUMS] + pixel * op[C], source[PIXEL] >> 2
+    for o in range(op[C]):
+        sums[o] = known[begin + o]
+    for i in range(count):
+        at, word = np.int64(places[i, 0]), np.int64(places[i, 1]) % words
+        for j in range(min(4, op[C] - 4 * word)):
+            change = _code(work, at + j, source[SIGNED]) - _code(golden, at + j, source[SIGNED])
+            sums[4 * word + j] += change
+    lo, hi, to = np.int64(limits[0]), np.int64(limits[1]), _at(op, pixel)
+    for o in range(op[C]):
+        value = _round_shift(np.int64(sums[o]) * op[M0], op[SHIFT])
+        work[to + o] = np.uint8(min(max(value, lo), hi) & 255)
+
+
+@kernel
+def _maximum(op, source, pixel, count, work, places):
+    """Largest code of the window in the channels that changed."""
+    y = pixel // op[W]
+    x = pixel - y * op[W]
+    to, words = _at(op, pixel), source[PIXEL] >> 2
+    for i in range(count):
+        word = np.int64(places[i, 1]) % words
+        for o in range(4 * word, min(4 * word + 4, op[C])):
+            most = np.int32(-1 << 20)
+            for ky in range(op[KH]):
+                down = y * op[SH] - op[TOP] + ky * op[DH]
+                if down < 0 or down >= source[H]:
+                    continue
+                for kx in range(op[KW]):
+                    across = x * op[SW] - op[LEFT] + kx * op[DW]
+                    if across < 0 or across >= source[W]:
+                        continue
+                    at = source[AT] + down * source[ROW] + across * source[PIXEL] + o
+                    most = max(most, _code(work, at, source[SIGNED]))
+            work[to + o] = np.uint8(most & 255)
+
+
+@kernel
+def _add_words(op, a, b, of, pixel, limits, work, changed, changes):
+    """clamp(round_half_even((m0 a + m1 b) / 2^shift)) of the words that changed in `of`."""
+    to, one, other = _at(op, pixel), _at(a, pixel), _at(b, pixel)
+    lo, hi = np.int64(limits[0]), np.int64(limits[1])
+    begin = of[WORDS] + pixel * (of[PIXEL] >> 2)
+    for i in range(changes[of[LIST] + pixel]):
+        word = np.int64(changed[begin + i])
+        for o in range(4 * word, min(4 * word + 4, op[C])):
+            value = op[M0] * _code(work, one + o, a[SIGNED])
+            value += op[M1] * _code(work, other + o, b[SIGNED])
+            value = _round_shift(value, op[SHIFT])
+            work[to + o] = np.uint8(min(max(value, lo), hi) & 255)
+
+
+@kernel
+def _relu(op, source, pixel, limits, work, changed, changes):
+    lo, hi = np.int64(limits[0]), np.int64(limits[1])
+    to, at = _at(op, pixel), _at(source, pixel)
+    begin = source[WORDS] + pixel * (source[PIXEL] >> 2)
+    for i in range(changes[source[LIST] + pixel]):
+        word = np.int64(changed[begin + i])
+        for o in range(4 * word, min(4 * word + 4, op[C])):
+            value = np.int64(_code(work, at + o, source[SIGNED]))
+            work[to + o] = np.uint8(min(max(value, lo), hi) & 255)
+
+
+@kernel
+def _copies(op, source, number, first, slot, work, pixels, marks, counts):
+    """Changed pixels of one input of a COPY put where they belong.
+
+    A slice reads every (sh, sw)-th pixel from (top, left) on; padding has negative
+    offsets. An input of a concatenation has its own first channel, in M0 and M1.
+    """
+    c_out = op[M0] if slot == 0 else op[M1]
+    if slot == 0 and op[B] < 0:
+        c_out = op[C_OUT]
+    count = min(source[C] - op[C_IN], op[C] - c_out)
+    for i in range(counts[first]):
+        pixel = pixels[source[LIST] + i]
+        y = pixel // source[W]
+        x = pixel - y * source[W]
+        down, across = y - op[TOP], x - op[LEFT]
+        if down < 0 or across < 0 or down % op[SH] or across % op[SW]:
+            continue
+        down, across = down // op[SH], across // op[SW]
+        if down >= op[H] or across >= op[W]:
+            continue
+        at = source[AT] + y * source[ROW] + x * source[PIXEL] + op[C_IN]
+        to = op[AT] + down * op[ROW] + across * op[PIXEL] + c_out
+        for o in range(count):
+            work[to + o] = work[at + o]
+        _touch(op, down * op[W] + across, pixels, marks, counts, number)
+
+
+@kernel
+def _put_back(op, number, work32, golden32, pixels, marks, counts, changed, changes):
+    words = op[PIXEL] >> 2
+    for i in range(counts[number]):
+        pixel = pixels[op[LIST] + i]
+        marks[op[LIST] + pixel] = 0
+        at, begin = _at(op, pixel) >> 2, op[WORDS] + pixel * words
+        for j in range(changes[op[LIST] + pixel]):
+            word = changed[begin + j]
+            work32[at + word] = golden32[at + word]
+    counts[number] = 0
+
+
+@kernel
+def _last(op, source, count, work, golden, pixels, changed, changes, weights, sums, acc,
+          golden_acc):  # fmt: skip
+    """Sums of the answer, from the golden ones; whether they differ.
+
+    weights (pixels, channels filled up, classes) int8, pixels in the order of the rows
+    """
+    classes, words = len(golden_acc), source[PIXEL] >> 2
+    for o in range(classes):
+        sums[o] = 0
+    for i in range(count):
+        pixel = pixels[source[LIST] + i]
+        at, begin = _at(source, pixel), source[WORDS] + pixel * words
+        place = op[WEIGHT] + pixel * source[PIXEL] * classes
+        for j in range(changes[source[LIST] + pixel]):
+            word = np.int64(changed[begin + j])
+            for k in range(4 * word, 4 * word + 4):
+                change = _code(work, at + k, source[SIGNED])
+                change -= _code(golden, at + k, source[SIGNED])
+                if change != 0:
+                    for o in range(classes):
+                        sums[o] += change * np.int32(weights[place + k * classes + o])
+    differs = False
+    for o in range(classes):
+        acc[o] = wrap(golden_acc[o] + sums[o], op[ACC_BITS])
+        differs |= acc[o] != golden_acc[o]
+    return differs
+
+
+@kernel
+def propagate(
+    ops, limits, steps, weights, bias, factors, work, golden, known, golden_acc, pixels, marks,
+    counts, changed, changes, places, sums, first, begin, index, code, acc, spread,
+):  # fmt: skip
+    """Faults of one image, one after another.
+
+    ops, limits    (o, FIELDS) int64 and (o, 2) float32, the clamp
+    steps, weights, bias, factors
+                   int32, int8, float32 or int32 as an operation's kind has it, float32
+    work, golden   frames of the image; equal, and equal again in the end
+    known          int32 golden sums of products (without bias) and averages
+    golden_acc     (classes,) int64 sums of the answer
+    pixels, marks, changes
+                   int32, uint8, uint16 scratch, a place for each pixel of each operation;
+                   counts (o,) int64; marks and counts all 0
+    changed        uint16 scratch, a place for each word
+    places         (most words of a window, 2) int32 scratch; sums (most channels,) int32
+    first          (f,) the operation whose codes a fault changes, before LAST
+    begin          (f + 1,) where its changes begin: index in the codes (h, w, c), and code
+    acc            (f, classes) int64, overwritten
+    spread         (f, o) int32, overwritten: pixels of each operation that differ; or
+                   (0, o): not wanted
+    Returns (f,) bool: whether the answer differs.
+    """
+    last = len(ops) - 1
+    classes = len(golden_acc)
+    work32, golden32 = work.view(np.uint32), golden.view(np.uint32)
+    found = np.zeros(len(first), np.bool_)
+    for f in range(len(first)):
+        start = first[f]
+        op = ops[start]
+        for i in range(begin[f], begin[f + 1]):
+            pixel = index[i] // op[C]
+            work[_at(op, pixel) + index[i] - pixel * op[C]] = np.uint8(code[i] & 255)
+            _touch(op, pixel, pixels, marks, counts, start)
+        for o in range(classes):
+            acc[f, o] = golden_acc[o]
+        end, live = start, True
+        for number in range(start, last + 1):
+            op = ops[number]
+            kind, a, b = op[KIND], op[A], op[B]
+            if kind == LAST:
+                if counts[a] > 0:
+                    found[f] = _last(op, ops[a], counts[a], work, golden, pixels, changed, changes,
+                                     weights, sums, acc[f], golden_acc)  # fmt: skip
+                break
+            if number > start:
+                if kind == 0 or (counts[a] == 0 and (b < 0 or counts[b] == 0)):
+                    continue
+                if kind == COPY:
+                    if counts[a] > 0:
+                        _copies(op, ops[a], number, a, 0, work, pixels, marks, counts)
+                    if b >= 0 and counts[b] > 0:
+                        _copies(op, ops[b], number, b, 1, work, pixels, marks, counts)
+                elif kind == ADD:
+                    _touch_same(op, ops[a], number, a, pixels, marks, counts)
+                    _touch_same(op, ops[b], number, b, pixels, marks, counts)
+                elif kind == RELU:
+                    _touch_same(op, ops[a], number, a, pixels, marks, counts)
+                else:
+                    _touch_windows(op, ops[a], number, a, pixels, marks, counts)
+            end = number
+            kept = 0
+            for i in range(counts[number]):
+                pixel = np.int64(pixels[op[LIST] + i])
+                if number == start or kind == COPY:
+                    pass
+                elif kind == ADD:
+                    if marks[ops[a, LIST] + pixel]:
+                        _add_words(op, ops[a], ops[b], ops[a], pixel, limits[number], work,
+                                   changed, changes)  # fmt: skip
+                    if marks[ops[b, LIST] + pixel]:
+                        _add_words(op, ops[a], ops[b], ops[b], pixel, limits[number], work,
+                                   changed, changes)  # fmt: skip
+                elif kind == RELU:
+                    _relu(op, ops[a], pixel, limits[number], work, changed, changes)
+                else:
+                    count = _window(op, ops[a], pixel, marks, changed, changes, places)
+                    if kind == CONV_VNNI:
+                        _conv_vnni(op, ops[a], pixel, count, limits[number], work, golden, known,
+                                   places, steps, weights, bias, factors)  # fmt: skip
+                    elif kind == CONV:
+                        _conv(op, ops[a], pixel, count, limits[number], sums, work, golden, known,
+                              places, weights, bias, factors)  # fmt: skip
+                    elif kind == DEPTHWISE:
+                        _depthwise(op, ops[a], pixel, count, limits[number], sums, work, golden,
+                                   known, places, weights, bias, factors)  # fmt: skip
+                    elif kind == AVERAGE:
+                        _average(op, ops[a], pixel, count, limits[number], sums, work, golden,
+                                 known, places)  # fmt: skip
+                    else:
+                        _maximum(op, ops[a], pixel, count, work, places)
+                at = _at(op, pixel)
+                if _compare(op, pixel, at, work32, golden32, changed, changes):
+                    pixels[op[LIST] + kept] = pixel
+                    kept += 1
+                else:
+                    marks[op[LIST] + pixel] = 0
+            counts[number] = kept
+            if number == start and kept == 0:
+                live = False
+                break
+        if len(spread):
+            for number in range(last + 1):
+                spread[f, number] = counts[number] if live else 0
+        for number in range(start, end + 1):
+            if counts[number] > 0:
+                _put_back(ops[number], number, work32, golden32, pixels, marks, counts, changed,
+                          changes)  # fmt: skip
+    return found
+
+
+@kernel
+def window_sums(op, source, frames, out):
+    """Sums of the windows of an average; frames (images, bytes), out (images, h * w * c)."""
+    for image in range(len(frames)):
+        for pixel in range(op[H] * op[W]):
+            y = pixel // op[W]
+            x = pixel - y * op[W]
+            for o in range(op[C]):
+                total = np.int32(0)
+                for ky in range(op[KH]):
+                    down = y * op[SH] - op[TOP] + ky * op[DH]
+                    if down < 0 or down >= source[H]:
+                        continue
+                    for kx in range(op[KW]):
+                        across = x * op[SW] - op[LEFT] + kx * op[DW]
+                        if across < 0 or across >= source[W]:
+                            continue
+                        at = source[AT] + down * source[ROW] + across * source[PIXEL] + o
+                        total += _code(frames[image], at, source[SIGNED])
+                out[image, pixel * op[C] + o] = total
+
+
+@kernel
+def _prefix(op, source, o, pixel, frame, plain, end):
+    """Sum of the products of slots [0, end) of one output; plain (o, slots) int8."""
+    y = pixel // op[W]
+    x = pixel - y * op[W]
+    total, per, windows = np.int64(0), op[PER], op[KH] * op[KW]
+    first = o // (op[C] * per // source[C]) * per  # channel of the output's group
+    for k in range(end):
+        if op[FLAT]:
+            c = k // windows
+            window = k - c * windows
+        else:
+            window = k // per
+            c = k - window * per
+        ky = window // op[KW]
+        at = source[AT] + (y * op[SH] - op[TOP] + ky * op[DH]) * source[ROW]
+        at += (x * op[SW] - op[LEFT] + (window - ky * op[KW]) * op[DW]) * source[PIXEL]
+        code = _code(frame, at + first + c, source[SIGNED])
+        total += code * np.int64(plain[o * per * windows + k])
+    return total
+
+
+@kernel
+def psum_codes(ops, limits, plain, plain_at, offset, bias, factors, fold_slots, frames, known,
+               image, layer, rows, index, code):  # fmt: skip
+    """The code that one hit in the memory of partial sums makes of an output.
+
+    plain       int8 weights (o, slots) of each operation, from plain_at on
+    offset, bias  (..,) int64 by operation, from ops[BIAS] on, as `factors`: what `known`
+                holds beyond the sum, and the bias
+    fold_slots  (o,) slots after which a sum is stored
+    frames, known  (images, ..) golden codes and sums
+    image, layer, rows  (f,) the image, the operation and the FAULT record: word (m, o),
+                first the fold
+    index, code (f,) int64 and int32, overwritten: place in the codes (h, w, c), new code
+    """
+    for f in range(len(rows)):
+        op = ops[layer[f]]
+        source, row = ops[op[A]], rows[f]
+        pixel = row.word // op[C]
+        o = row.word - pixel * op[C]
+        size = op[KH] * op[KW] * op[PER]
+        limit = (row.first + 1) * fold_slots[layer[f]]
+        whole = np.int64(known[image[f], op[SUMS] + row.word]) - offset[op[BIAS] + o]
+        part = whole
+        if limit < size:
+            weights = plain[plain_at[layer[f]] :]
+            part = _prefix(op, source, o, pixel, frames[image[f]], weights, limit)
+        stored = wrap(bias[op[BIAS] + o] + part, op[ACC_BITS])
+        struck = wrap(((stored & row.and_mask) | row.or_mask) ^ row.xor_mask, op[ACC_BITS])
+        value = wrap(struck + whole - part, op[ACC_BITS])
+        v = np.float32(value) * factors[op[FACTOR] + o]
+        v = v if v > limits[layer[f], 0] else limits[layer[f], 0]
+        v = v if v < limits[layer[f], 1] else limits[layer[f], 1]
+        index[f], code[f] = row.word, np.int32(np.rint(v))
