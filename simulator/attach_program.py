@@ -23,6 +23,7 @@ from .engine import FaultHooks, clean_hooks
 from .inject import slots_of
 from .quantise import quantise
 from .sites import Placement, SiteSpace, select
+from .struck import settled
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def run(placement: Placement, images: np.ndarray, rows, hw_batch: int | None) ->
     rows      FAULT rows, their images numbered as here; None: no faults
     hw_batch  images that one row of weights strikes, from its own on
     """
+    if rows is not None:
+        placement, rows = settled(placement, rows)
     hooks = clean_hooks(placement)
     if rows is not None and len(rows):
         weights = placement.accel.component_index("weights")

@@ -11,6 +11,7 @@ import numpy as np
 
 from fsim.types import LEVEL
 
+from .batch import Batch
 from .kernels import memory
 from .ops import ArrayOp, code_range
 from .sites import Placement
@@ -22,6 +23,23 @@ def settled(placement: Placement, rows: np.ndarray) -> tuple[Placement, np.ndarr
     Taken in are the weight rows of an operation if all of them strike every image and
     every residency; the others of the same word could act before them.
     """
+    left, codes = _split(placement, rows)
+    return placement.with_weights(codes) if codes else placement, rows[left]
+
+
+def settled_batch(placement: Placement, batch: Batch) -> tuple[Placement, Batch]:
+    """`settled` for the faults of a batch of inferences, all of whose rows count."""
+    if not (batch.slot < 0).any():
+        return placement, batch
+    left, codes = _split(placement, batch.rows)
+    if left.all():
+        return placement, batch
+    found = placement.with_weights(codes) if codes else placement
+    return found, Batch(batch.rows[left], batch.slot[left])
+
+
+def _split(placement: Placement, rows: np.ndarray) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """((rows,) bool: left to strike by themselves, operation -> codes that are read)."""
     weights = placement.accel.component_index("weights")
     of_weights = rows["component"] == weights
     left, codes = np.ones(len(rows), bool), {}
@@ -37,7 +55,7 @@ def settled(placement: Placement, rows: np.ndarray) -> tuple[Placement, np.ndarr
         left[index] = False
         if not np.array_equal(read, op.weight):
             codes[layer] = read
-    return placement.with_weights(codes) if codes else placement, rows[left]
+    return left, codes
 
 
 def _lasting(placement: Placement, op: ArrayOp, rows: np.ndarray) -> bool:

@@ -31,12 +31,14 @@ def device_of(name: str, fault_backend: str):
 
 
 def faults_of(fault_backend, accel, dataflow, settings, ber, seu_rate, hw_batch, faults_file,
-              mibb, adsaf, *, machine_too=False, **rest):  # fmt: skip
+              mibb, adsaf, stuck_cells=None, sa1_share=None, *, machine_too=False,
+              **rest):  # fmt: skip
     """(Accel or None, fault model or models or None, JSON-ready description with a text).
 
     machine_too  the machine is wanted with any backend, for its cycles
     """
-    array = {"--ber": ber, "--seu-rate": seu_rate, "--hw-batch": hw_batch}
+    array = {"--ber": ber, "--seu-rate": seu_rate, "--hw-batch": hw_batch,
+             "--stuck-cells": stuck_cells, "--sa1-share": sa1_share}  # fmt: skip
     tensor = {"--faults": faults_file, "--mibb": mibb, "--adsaf": adsaf}
     for names, backend in ((array, "numba"), (tensor, "torch")):
         given = [name for name, value in names.items() if value is not None]
@@ -51,8 +53,9 @@ def faults_of(fault_backend, accel, dataflow, settings, ber, seu_rate, hw_batch,
     if fault_backend == "none":
         return machine, None, described
     if fault_backend == "numba":
-        chosen, model = fault_model("1e-5" if ber is None and seu_rate is None else ber, seu_rate,
-                                    (), hw_batch)  # fmt: skip
+        if ber is seu_rate is stuck_cells is None:
+            ber = "1e-5"
+        chosen, model = fault_model(ber, seu_rate, (), hw_batch, stuck_cells, sa1_share)
         named = ", ".join(f"{name} {value}" for name, value in model.items())
         described |= {"model": model, "text": f"{machine.name} ({machine.dataflow}), {named}"}
         return machine, chosen, described

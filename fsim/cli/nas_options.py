@@ -7,6 +7,7 @@ import click
 from fsim.cli.train import train
 
 FAULTS = ("fault_backend", "accel", "dataflow", "settings", "ber", "seu_rate", "hw_batch",
+          "stuck_cells", "sa1_share",
           "faults_file", "mibb", "adsaf")  # fmt: skip
 DATA = ("data", "data_dir", "images", "test_images")
 COMMON = ("quiet", "device", "seed", "threads", "as_json")

@@ -68,6 +68,18 @@ BACKENDS = ("numba", "torch", "none")
 @click.option("--seu-rate", type=Probability, help="numba: upsets per register bit and cycle.")
 @click.option("--hw-batch", metavar="N|all", help="numba: images between two writes of weights.")
 @click.option(
+    "--stuck-cells",
+    type=Probability,
+    metavar="P",
+    help="numba: probability that a cell of the weight memory is stuck.",
+)
+@click.option(
+    "--sa1-share",
+    type=Probability,
+    metavar="SHARE",
+    help="numba: share of stuck cells that read 1.  [default: 0.163]",
+)
+@click.option(
     "--faults",
     "faults_file",
     type=click.Path(path_type=Path),
@@ -115,8 +127,9 @@ BACKENDS = ("numba", "torch", "none")
 @threads_option
 @json_option
 def train(model, width, weights, data, data_dir, images, test_images, fault_backend, accel,
-          settings, dataflow, ber, seu_rate, hw_batch, faults_file, mibb, adsaf, alpha, bn, epochs,
-          batch, lr, eval_trials, out, resume, quiet, device, seed, threads, as_json):  # fmt: skip
+          settings, dataflow, ber, seu_rate, hw_batch, faults_file, mibb, adsaf, stuck_cells,
+          sa1_share, alpha, bn, epochs, batch, lr, eval_trials, out, resume, quiet, device, seed,
+          threads, as_json):  # fmt: skip
     """Train a network to bear faults: L = (1 - alpha) CE(clean) + alpha CE(faulty).
 
     \b
@@ -124,7 +137,18 @@ def train(model, width, weights, data, data_dir, images, test_images, fault_back
     fsim train --model resnet18 --width 0.25 --data cifar10 --fault-backend torch --mibb 1e-4
     """
     machine, chosen, described = faults_of(
-        fault_backend, accel, dataflow, settings, ber, seu_rate, hw_batch, faults_file, mibb, adsaf
+        fault_backend,
+        accel,
+        dataflow,
+        settings,
+        ber,
+        seu_rate,
+        hw_batch,
+        faults_file,
+        mibb,
+        adsaf,
+        stuck_cells,
+        sa1_share,
     )
     device = device_of(device, fault_backend)
     use_threads(threads)

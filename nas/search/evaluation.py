@@ -52,8 +52,9 @@ def evaluate_maps(
     """Accuracy without faults and under each of `maps` fault maps.
 
     A map is one pass over all images, `batch` at a time. Weights that statistical models
-    strike are struck once a map: a chip. All other faults are drawn for each image or, on
-    the array, for each writing of the weights (`--hw-batch` images, at most a batch).
+    strike are struck once a map, a chip, and so are stuck cells of the array. All other
+    faults are drawn for each image or, on the array, for each writing of the weights
+    (`--hw-batch` images, at most a batch).
     Networks of the same shapes meet the same maps: draws know shapes, seed and map alone.
     """
     images, labels = test

@@ -39,8 +39,9 @@ class FaultBackend(Protocol):
     def faulty(self, images: Tensor, trial: int, chip: int | None = None) -> Tensor:
         """Logits under the faults of a trial: the same trial, the same faults.
 
-        chip  faults of weights that statistical models draw are those of this number in
-              place of the trial's: they last over the batches of one evaluation
+        chip  faults of weights that statistical models draw, and lasting defects of the
+              array, are those of this number in place of the trial's: they last over the
+              batches of one evaluation
         """
 
     def train(self) -> None: ...
@@ -76,6 +77,7 @@ class ArrayFaults:
 
     def __init__(self, model, accel: Accel, faults, calibration: np.ndarray, seed: int = 0):
         self.model = model
+        self.lasting = getattr(faults, "unit", "image") == "trial"
         self.attached = attach(
             model, accel, calibration=calibration, faults=faults, seed=seed, fresh="chip"
         )
@@ -85,7 +87,7 @@ class ArrayFaults:
             return self._at(images, 0)
 
     def faulty(self, images: Tensor, trial: int, chip: int | None = None) -> Tensor:
-        return self._at(images, trial)
+        return self._at(images, chip if self.lasting and chip is not None else trial)
 
     def _at(self, images: Tensor, trial: int) -> Tensor:
         self.attached.trial = trial

@@ -6,7 +6,9 @@ sums, multiplied by both scales, are the output. Backward: as if the quantised
 product had been computed in real numbers, rounding passed straight through
 (Y. Bengio, N. Leonard, A. Courville, arXiv 1308.3432). Activation codes, of both
 operands where both are activations, are those that the array read, errors
-included; weights are the correct ones.
+included. So are weights that are wrong for the whole pass, stuck cells say, which get
+no gradient (as adSAF has it, arXiv 2003.10375); weights that errors strike for some
+images only count as the correct ones.
 """
 
 from __future__ import annotations
@@ -41,6 +43,35 @@ def quantised(weight: Tensor, scale: Tensor) -> Tensor:
     return (weight / scale.reshape(shape)).round() * scale.reshape(shape)
 
 
+def _codes(weight: Tensor, scale: Tensor) -> Tensor:
+    """int64 codes of weights."""
+    shape = (-1, *[1] * (weight.ndim - 1))
+    return (weight.detach().float() / scale.reshape(shape)).round().to(torch.int64)
+
+
+@torch.library.custom_op("fsim::weights_read", mutates_args=())
+def weights_read(weight: Tensor, session: int, site: int, trial: int, images: int) -> Tensor:
+    """Weights as the array read them for all images of a pass: real values, float32."""
+    held = find(session)
+    scale = weight_scale(weight, held.accel.operand_bits)
+    codes = _codes(weight, scale)
+    read = held.weights_read(site, trial, images, codes.cpu().numpy())
+    shape = (-1, *[1] * (weight.ndim - 1))
+    return torch.from_numpy(read).to(weight.device).float() * scale.reshape(shape)
+
+
+@weights_read.register_fake
+def _(weight, session, site, trial, images):
+    return torch.empty_like(weight, dtype=torch.float32)
+
+
+def _held(weight: Tensor, where: tuple[int, int, int, int], bits: int) -> tuple[Tensor, Tensor]:
+    """(weights that the products of a pass read, bool: those that are what was written)."""
+    written = quantised(weight.detach().float(), weight_scale(weight, bits))
+    read = weights_read(weight.detach(), *where)
+    return read, read == written
+
+
 def _product(x_held: Tensor, x_scale, weight: Tensor, bias, signed, session, site, trial, out):
     """Fill `out` (float32, in the site's layout); the codes that were read."""
     held = find(session)
@@ -48,8 +79,7 @@ def _product(x_held: Tensor, x_scale, weight: Tensor, bias, signed, session, sit
     if source.signed != signed:
         raise MappingError(f"site {site} must be {'un' * (not source.signed)}signed")
     w_scale = weight_scale(weight, held.accel.operand_bits)
-    shape = (-1, *[1] * (weight.ndim - 1))
-    codes = (weight.detach().float() / w_scale.reshape(shape)).round().to(torch.int64)
+    codes = _codes(weight, w_scale)
     units = np.zeros(len(weight), np.int64)
     if bias is not None:
         top = 2.0 ** (held.accel.acc_bits - 1)
@@ -111,17 +141,13 @@ def _conv_out(x, weight, stride, padding, dilation) -> Tensor:
     )
 
 
-def conv2d_backward(
-    gradient, codes, weight, scale, stride, padding, dilation, groups, needs, bits=8
-):
-    """Gradients of x, weight and bias (None where not needed); bits of a weight code."""
+def conv2d_backward(gradient, codes, held, scale, stride, padding, dilation, groups, needs):
+    """Gradients of x, weight and bias (None where not needed); held: weights as read."""
     x = codes.permute(0, 3, 1, 2).to(torch.float32) * scale
-    held = quantised(weight.detach().float(), weight_scale(weight, bits))
-    g_x, g_w, g_b = torch.ops.aten.convolution_backward(
-        gradient.float(), x, held, [len(weight)], stride, padding, dilation, False, [0, 0], groups,
+    return torch.ops.aten.convolution_backward(
+        gradient.float(), x, held, [len(held)], stride, padding, dilation, False, [0, 0], groups,
         list(needs),
     )  # fmt: skip
-    return g_x, g_w, g_b
 
 
 @torch.library.custom_op("fsim::conv2d", mutates_args=())
@@ -158,10 +184,11 @@ def _(x, weight, bias, scale, stride, padding, dilation, groups, signed, session
 
 
 def _conv_context(ctx, inputs, output):
-    x, weight, bias, scale, stride, padding, dilation, groups, _, session, *_ = inputs
+    x, weight, bias, scale, stride, padding, dilation, groups, _, *where = inputs
     ctx.save_for_backward(output[1], weight, scale)
     ctx.mark_non_differentiable(output[1])
-    ctx.geometry, ctx.bits = (stride, padding, dilation, groups), _bits(session)
+    ctx.geometry, ctx.bits = (stride, padding, dilation, groups), _bits(where[0])
+    ctx.where = (*where, len(x))
     ctx.has_bias, ctx.kinds = bias is not None, (x.dtype, weight.dtype)
 
 
@@ -169,9 +196,10 @@ def _conv_gradients(ctx, gradient, _=None):
     codes, weight, scale = ctx.saved_tensors
     needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1],
              ctx.has_bias and ctx.needs_input_grad[2])  # fmt: skip
-    g_x, g_w, g_b = conv2d_backward(gradient, codes, weight, scale, *ctx.geometry, needs, ctx.bits)
+    held, right = _held(weight, ctx.where, ctx.bits)
+    g_x, g_w, g_b = conv2d_backward(gradient, codes, held, scale, *ctx.geometry, needs)
     g_x = g_x.to(ctx.kinds[0]) if needs[0] else None
-    g_w = g_w.to(ctx.kinds[1]) if needs[1] else None
+    g_w = (g_w * right).to(ctx.kinds[1]) if needs[1] else None
     return g_x, g_w, g_b if needs[2] else None, *[None] * 9
 
 
@@ -222,21 +250,21 @@ def _(x, weight, bias, scale, signed, session, site, trial):
 
 
 def _linear_context(ctx, inputs, output):
-    x, weight, bias, scale, _, session, *_ = inputs
+    x, weight, bias, scale, _, *where = inputs
     ctx.save_for_backward(output[1], weight, scale)
     ctx.mark_non_differentiable(output[1])
-    ctx.bits = _bits(session)
+    ctx.bits, ctx.where = _bits(where[0]), (*where, len(x))
     ctx.has_bias, ctx.kinds = bias is not None, (x.dtype, weight.dtype)
 
 
 def _linear_gradients(ctx, gradient, _=None):
     codes, weight, scale = ctx.saved_tensors
     gradient = gradient.float()
-    held = quantised(weight.detach().float(), weight_scale(weight, ctx.bits))
+    held, right = _held(weight, ctx.where, ctx.bits)
     x = codes.to(torch.float32) * scale
     flat = gradient.reshape(-1, gradient.shape[-1])
     g_x = (gradient @ held).to(ctx.kinds[0]) if ctx.needs_input_grad[0] else None
-    g_w = (flat.T @ x.reshape(-1, x.shape[-1])).to(ctx.kinds[1])
+    g_w = (flat.T @ x.reshape(-1, x.shape[-1]) * right).to(ctx.kinds[1])
     g_b = flat.sum(0) if ctx.has_bias else None
     return g_x, g_w if ctx.needs_input_grad[1] else None, g_b, *[None] * 5
 

@@ -17,6 +17,7 @@ from ..draws import Draws
 from ..inject import slots_of
 from ..joined import joined_space
 from ..kernels import requantise
+from ..struck import settled_batch
 from .site import ArraySite, run
 
 _sessions: weakref.WeakValueDictionary[int, Session] = weakref.WeakValueDictionary()
@@ -53,6 +54,14 @@ class Session:
         vars(self).update(state)
         self._start()  # a copy is a session of its own
 
+    @property
+    def lasting(self) -> bool:
+        """Whether faults are damage that a trial has from its begin to its end.
+
+        Wrong weights are then the weights, for the bound of changed sums too.
+        """
+        return getattr(self.model, "unit", None) == "trial"
+
     def faults(self, site: ArraySite, trial: int, images: int) -> Batch | None:
         """What strikes a site in one trial, its images numbered from 0."""
         if self.model is None or trial < 0:
@@ -66,9 +75,7 @@ class Session:
     def _draw(self, trial: int, images: int) -> list[Batch | None]:
         numbers = np.arange(images, dtype=np.int64)
         rows = self.model.rows(self.space, trial, numbers, Draws(self.seed))
-        rows, slot = slots_of(
-            rows, 0, images, self._weights, getattr(self.model, "hw_batch", 1)
-        )
+        rows, slot = slots_of(rows, 0, images, self._weights, getattr(self.model, "hw_batch", 1))
         layer = rows["layer"]
         batches = []
         for site in self.sites:
@@ -100,6 +107,16 @@ class Session:
         real = np.ascontiguousarray(np.float32(scale) * weight_scale, np.float32)
         return self._run(site, site.holding(weight, bias), trial, (x,), (scale,), real, out)[0]
 
+    def weights_read(self, number: int, trial: int, images: int, weight) -> np.ndarray:
+        """Weight codes that all images of a pass read; weight: those that were written."""
+        site = self.sites[number]
+        batch = self.faults(site, trial, images)
+        if batch is None or not self.lasting:
+            return weight
+        bias = np.zeros(len(weight), np.int64)
+        placement, _ = settled_batch(site.holding(weight, bias), batch)
+        return placement.program.ops[-1].weight
+
     def matmul(self, number: int, trial: int, a, b, scales: tuple[float, float], out):
         """A product of two activations, as `product`.
 
@@ -123,6 +140,8 @@ class Session:
         """
         images = len(out)
         batch = self.faults(site, trial, images)
+        if batch is not None and self.lasting:
+            placement, batch = settled_batch(placement, batch)
         codes = tuple(np.empty(x.shape, s.dtype) for x, s in zip(inputs, site.inputs))
 
         def part(limits):
