@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import time
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from fsim.files import atomic_write
+from fsim.nas.device import device_named
 from fsim.nas.training.loop import Trainer, TrainSettings
 from fsim.nas.training.run import CHECKPOINT, Run
 from fsim.nas.training.setting import load_setting
 
-from .evaluation import CALIBRATION, Faults, accuracy, as_json
+from .evaluation import CALIBRATION, MAPS, Faults, Stop, accuracies, one_thread, summary
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PRESETS = {
@@ -48,36 +51,67 @@ SWEEPS = {
 }
 
 
-class Stop(Exception):
-    """The time is over; the checkpoint is written."""
+@dataclass(frozen=True)
+class Bench:
+    """Where and how: one for all tasks of a run.
+
+    until   seconds since the epoch, at which tasks stop
+    device  of what statistical models strike; the array is simulated on the CPU
+    """
+
+    preset: str
+    folder: Path
+    until: float
+    device: str
+
+    def stop(self) -> None:
+        if time.time() > self.until:
+            raise Stop
 
 
-def trained(name: str, preset: dict, folder: Path, until: float):
-    """(network, setting) after training, which goes on where it stopped."""
+def trained(bench: Bench, name: str, seed: int):
+    """(setting after training, which goes on where it stopped; calibration images)."""
+    preset, faults = PRESETS[bench.preset], TRAINED[name]
     setting = load_setting(
         "resnet18", width=preset["width"], weights=None, data="cifar10", data_dir=None,
-        images=preset["images"], test_images=preset["test"], seed=0,
-    )  # fmt: skip
-    faults = TRAINED[name]
-    settings = TrainSettings(
-        epochs=preset["epochs"], alpha=0.0 if faults.family == "none" else 0.5, lr=0.05,
-        shift=setting.shift, flip=setting.flip, eval_trials=1,
+        images=preset["images"], test_images=preset["test"], seed=seed,
     )  # fmt: skip
     calibration = setting.train[0][:CALIBRATION].numpy()
-    trainer = Trainer(faults.backend(setting.model, calibration), settings, setting.train,
-                      (setting.test[0][:256], setting.test[1][:256]))  # fmt: skip
-    identity = setting.identity | {"faults": faults.name, "settings": vars(settings) | {}}
-    run = Run(folder / name, identity, trainer, resume=(folder / name / CHECKPOINT).exists())
+    setting = setting.to(device_named("cpu" if faults.family == "hardware" else bench.device))
+    settings = TrainSettings(
+        epochs=preset["epochs"], alpha=0.0 if faults.family == "none" else 0.5, lr=0.05,
+        shift=setting.shift, flip=setting.flip, eval_trials=1, seed=seed,
+    )  # fmt: skip
+    few = setting.test[0][:256], setting.test[1][:256]
+    trainer = Trainer(faults.backend(setting.model, calibration), settings, setting.train, few)
+    identity = setting.identity | {"faults": faults.name, "settings": asdict(settings)}
+    folder = bench.folder / (name if seed == 0 else f"{name}-{seed}")
+    run = Run(folder, identity, trainer, resume=(folder / CHECKPOINT).exists())
 
     def on_epoch(found):
-        print(f"{name:9} epoch {found.epoch + 1:>3}  loss {found.loss:.4f}  accuracy "
+        print(f"{name:9} seed {seed} epoch {found.epoch + 1:>3}  loss {found.loss:.4f}  accuracy "
               f"{100 * found.accuracy:.2f} %", flush=True)  # fmt: skip
-        if time.monotonic() > until:
-            raise Stop
+        bench.stop()
 
     run.go(on_epoch, lambda epoch, done: None)
     setting.model.eval()
-    return setting
+    return setting, calibration
+
+
+def evaluated(bench: Bench, name: str, seed: int) -> dict[str, list[float]] | None:
+    """Accuracies over the maps by name of the faults; None: not finished in time."""
+    one_thread()
+    try:
+        setting, calibration = trained(bench, name, seed)
+        found = {}
+        sweep = [Faults(family, rate) for family, rates in SWEEPS.items() for rate in rates]
+        for faults in (Faults("none"), *sweep):
+            bench.stop()
+            here = setting.to(device_named("cpu" if faults.family == "hardware" else bench.device))
+            found[faults.name] = accuracies(here.model, faults, *here.test, calibration).tolist()
+        return found
+    except Stop:
+        return None
 
 
 def main() -> None:
@@ -85,37 +119,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--folder", type=Path, default=Path("out/reproduce/training"))
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seeds", type=int, default=3, help="networks of each training")
+    parser.add_argument("--minutes", type=float, default=1e7, help="stop after so many")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--device", default="cpu", help="for the statistical fault models")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    preset, until = PRESETS[options.preset], time.monotonic() + 60 * options.minutes
-    found: dict[str, dict] = {}
-    try:
-        for name in TRAINED:
-            setting = trained(name, preset, options.folder / options.preset, until)
-            calibration = setting.train[0][:CALIBRATION].numpy()
-            found[name] = {
-                "clean": as_json(
-                    accuracy(setting.model, Faults("none"), *setting.test, calibration)
-                )
-            }
-            for family, rates in SWEEPS.items():
-                for rate in rates:
-                    faults = Faults(family, rate)
-                    got = accuracy(setting.model, faults, *setting.test, calibration)
-                    found[name][faults.name] = as_json(got)
-                    print(f"{name:9} under {faults.name:15} {100 * got.mean:6.2f} %", flush=True)
-    except Stop:
+    bench = Bench(options.preset, options.folder / options.preset,
+                  time.time() + 60 * options.minutes, options.device)  # fmt: skip
+    tasks = [(name, seed) for seed in range(options.seeds) for name in TRAINED]
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        pending = [pool.submit(evaluated, bench, *task) for task in tasks]
+        results = dict(zip(tasks, (future.result() for future in pending)))
+    if None in results.values():
         print("time is over: run again to go on")
         return
-    report = {"preset": options.preset, **preset,
-              "trained": {name: faults.name for name, faults in TRAINED.items()},
-              "accuracy": found}  # fmt: skip
+    report = {
+        "preset": options.preset, **PRESETS[options.preset], "seeds": options.seeds, "maps": MAPS,
+        "trained": {name: faults.name for name, faults in TRAINED.items()},
+        "accuracy": {
+            name: {key: [results[name, seed][key] for seed in range(options.seeds)]
+                   for key in results[name, 0]}
+            for name in TRAINED
+        },
+    }  # fmt: skip
     stem = RESULTS / f"fault_tolerant_training_{options.preset}"
     RESULTS.mkdir(exist_ok=True)
-    for suffix, text in ((".json", json.dumps(report, indent=1) + "\n"), (".md", table(report))):
+    for suffix, text in ((".json", json.dumps(report) + "\n"), (".md", table(report))):
         with atomic_write(stem.with_suffix(suffix)) as file:
             file.write(text.encode())
     draw(report, stem.with_suffix(".png"))
@@ -127,8 +156,10 @@ def table(report: dict) -> str:
     names = list(report["accuracy"])
     lines = [
         f"ResNet-18, width {report['width']}, CIFAR-10, {report['images'] or 'all'} training and "
-        f"{report['test'] or 'all'} test images, {report['epochs']} epochs. Accuracy in %: mean "
-        "over fault maps +- standard deviation (5th percentile). Trained with: "
+        f"{report['test'] or 'all'} test images, {report['epochs']} epochs, {report['seeds']} "
+        "networks of each training. Accuracy in %: mean over networks and "
+        f"{report['maps']} fault maps each, +- standard deviation of the networks' means / of the "
+        "maps of a network (5th percentile of all). Trained with: "
         + ", ".join(f"{k}: {v}" for k, v in report["trained"].items())
         + ".",
         "",
@@ -138,11 +169,14 @@ def table(report: dict) -> str:
     for key in report["accuracy"][names[0]]:
         cells = []
         for name in names:
-            a = report["accuracy"][name][key]
-            mean = f"{100 * a['mean']:.1f}"
-            cells.append(mean if a["maps"] == 1
-                         else f"{mean} +- {100 * a['std']:.1f} ({100 * a['low']:.1f})")  # fmt: skip
-        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+            values = 100 * np.array(report["accuracy"][name][key])
+            between = values.mean(1).std(ddof=1) if len(values) > 1 else 0.0
+            cell = f"{values.mean():.1f} +- {between:.1f}"
+            if values.shape[1] > 1:
+                within = values.std(1, ddof=1).mean()
+                cell += f" / {within:.1f} ({np.quantile(values, 0.05):.1f})"
+            cells.append(cell)
+        lines.append(f"| {'clean' if key == 'none' else key} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -157,8 +191,8 @@ def draw(report: dict, path: Path) -> None:
     for axes, (family, rates) in zip(panels, SWEEPS.items()):
         for name, values in report["accuracy"].items():
             keys = [replace(Faults(family), rate=rate).name for rate in rates]
-            mean = [100 * values[key]["mean"] for key in keys]
-            low = [100 * values[key]["low"] for key in keys]
+            found = [summary(np.concatenate(values[key])) for key in keys]
+            mean, low = ([100 * getattr(one, field) for one in found] for field in ("mean", "low"))
             (line,) = axes.plot(rates, mean, "o-", ms=3, label=name)
             axes.fill_between(rates, low, mean, color=line.get_color(), alpha=0.15)
         axes.set_xscale("linear" if family == "adsaf" else "log")
