@@ -35,6 +35,8 @@ SPACE = ("primitives", "layout", "steps", "init_channels")
 @click.option("--epochs", type=click.IntRange(1), help="In place of the preset's.")
 @click.option("--batch", type=click.IntRange(2), help="In place of the preset's.")
 @click.option("--proposals", type=click.IntRange(1), help="Rewards an epoch.")
+@click.option("--reward-batch", type=click.IntRange(1),
+              help="Images of a reward.  [default: as many as of a step]")  # fmt: skip
 @click.option("--primitives", metavar="NAMES", help="mibb, adsaf, or operations with commas.")
 @click.option("--layout", metavar="LETTERS", help="A letter a cell: N normal, R reduction.")
 @click.option("--steps", type=click.IntRange(1, 16), help="Nodes that a cell adds.")
@@ -115,7 +117,7 @@ def _build(options):
     preset = PRESETS[options["preset"]]
     if options["preset"] == "paper" and weights:
         preset = replace(preset, alpha_l=0.7, alpha_r=0.2)
-    names = ("alpha_l", "alpha_r", "epochs", "batch", "proposals", "seed")
+    names = ("alpha_l", "alpha_r", "epochs", "batch", "proposals", "reward_batch", "seed")
     changes = {name: options[name] for name in names if options[name] is not None}
     settings = replace(preset, **changes)
     settings = replace(settings, warmup=min(settings.warmup, settings.epochs - 1))
