@@ -148,7 +148,7 @@ class _Tables:
             line[K.WORDS] = words
             at += (h + top + bottom) * row
             places += h * w
-            words += h * w * pixel // 4
+            words += h * w * ((pixel // 4 + 2) // 2 * 2)  # as `_room` of the kernel
         self.bytes, self.places, self.words = at, places, words
         self.sums, self.window = 0, 1  # golden sums of an image; most words of a window
 
@@ -164,6 +164,8 @@ class _Tables:
         elif isinstance(op, P.Add):
             line[K.KIND], line[K.B] = K.ADD, self.root[op.inputs[1]]
             line[[K.M0, K.M1, K.SHIFT]] = op.m0, op.m1, op.shift
+            largest = abs(op.m0) * 255 + abs(op.m1) * 255
+            line[K.NARROW] = largest <= 1 << 24
             self.limits[op.index] = op.lo, op.hi
         elif isinstance(op, P.AvgPool):
             line[K.KIND], line[K.M0], line[K.SHIFT] = K.AVERAGE, op.m0, op.shift
@@ -264,6 +266,7 @@ class _Tables:
             )
             line[K.SLOTS] = len(steps)
             line[K.WEIGHT], line[K.STEPS] = self._add("weights", packed), self._add("steps", steps)
+            line[K.GATHER] = self._add("weights", packed ^ np.int8(-128))
             held[:o] = (bias - offset).astype(np.float32).view(np.int32)
         else:
             line[K.KIND] = K.CONV
@@ -437,7 +440,8 @@ class Delta:
     def _propagate(self, part, struck: Changes, acc, differs, seen) -> None:
         t = self.tables
         pixels, marks = np.empty(t.places, np.int32), np.zeros(t.places, np.uint8)
-        changed, changes = np.empty(t.words, np.uint16), np.empty(t.places, np.uint16)
+        changed, differences = np.empty(t.words, np.int32), np.empty(t.words, np.int32)
+        changes, parts = np.empty(t.places, np.uint16), np.empty((t.window, 5), np.int64)
         counts, places = np.zeros(len(t.ops), np.int64), np.empty((t.window, 2), np.int32)
         sums = np.zeros(max(int(t.ops[:, K.C].max()), self.acc.shape[1]), np.int32)
         image = struck.image[part]
@@ -448,8 +452,8 @@ class Delta:
             golden = self.frames[number]
             differs[mine] = K.propagate(
                 t.ops, t.limits, t.steps, t.weights, t.bias, t.factors, golden.copy(), golden,
-                self.known[number], self.acc[number], pixels, marks, counts, changed, changes,
-                places, sums, struck.op[mine], begin, index, code, found, spread,
+                self.known[number], self.acc[number], pixels, marks, counts, changed, differences,
+                changes, places, parts, sums, struck.op[mine], begin, index, code, found, spread,
             )  # fmt: skip
             acc[mine] = found
             if len(seen):

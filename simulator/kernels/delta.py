@@ -15,12 +15,25 @@ are never written.
 from __future__ import annotations
 
 import numpy as np
+from numba.extending import overload
 
 from fsim.jit import kernel
 
+from . import vnni
 from .replay import wrap
 from .requantise import _round_shift
-from .vnni_pixel import changed1, changed2, changed4, whole1, whole2, whole4
+from .vnni_pixel import (
+    changed1,
+    changed2,
+    changed4,
+    difference,
+    gather1,
+    gather2,
+    gather4,
+    whole1,
+    whole2,
+    whole4,
+)
 
 CONV_VNNI, CONV, DEPTHWISE, ADD, AVERAGE, MAXIMUM, RELU, COPY, LAST = range(1, 10)
 """Kinds of operations. LAST is the linear layer that gives the answer."""
@@ -29,7 +42,7 @@ FIELDS = (
     "kind", "a", "b", "at", "row", "pixel", "h", "w", "c", "signed", "list", "words", "sums",
     "kh", "kw", "sh", "sw", "top", "left", "dh", "dw", "flip", "slots", "steps", "weight",
     "bias", "factor", "m0", "m1", "shift", "c_in", "c_out", "acc_bits",
-    "per", "flat",
+    "per", "flat", "gather", "narrow",
 )  # fmt: skip
 """Columns of the table of operations, int64.
 
@@ -45,11 +58,16 @@ m0, m1, shift  of additions and averages, as in `ops.py`; of COPY the first chan
               two inputs that are joined
 per, flat     input channels of one group; whether slots run over (channel, row, column), as
               of a flattened map, and not over (row, column, channel)
+gather        where the part's weights + 128 begin in `weights`, of CONV_VNNI
+narrow        of ADD: float32 holds every sum exactly
 """
+
+WIDE = 2
+"""Mark of a pixel with a difference that fits no signed byte; 1 marks the others."""
 
 (KIND, A, B, AT, ROW, PIXEL, H, W, C, SIGNED, LIST, WORDS, SUMS, KH, KW, SH, SW, TOP, LEFT, DH,
  DW, FLIP, SLOTS, STEPS, WEIGHT, BIAS, FACTOR, M0, M1, SHIFT, C_IN, C_OUT,
- ACC_BITS, PER, FLAT) = range(len(FIELDS))  # fmt: skip
+ ACC_BITS, PER, FLAT, GATHER, NARROW) = range(len(FIELDS))  # fmt: skip
 
 
 @kernel
@@ -119,16 +137,60 @@ def _touch_same(op, source, number, first, pixels, marks, counts):
 
 
 @kernel
-def _compare(op, pixel, at, work32, golden32, changed, changes):
-    """Note which words of a pixel differ; how many."""
-    words, begin, count = op[PIXEL] >> 2, at >> 2, 0
-    place = op[WORDS] + pixel * words
-    for word in range(words):
-        if work32[begin + word] != golden32[begin + word]:
-            changed[place + count] = word
-            count += 1
-    changes[op[LIST] + pixel] = count
-    return count
+def _room(words):
+    """Places in `changed` for the words of a pixel: one more, and an even number."""
+    return (words + 2) // 2 * 2
+
+
+def _differ(at, words, place, work, golden, work32, golden32, changed, differences):
+    """Note which words of a pixel differ, and by what where VNNI needs it; how many do.
+
+    at      byte of the pixel's first channel; place: where its words are noted
+    Returns the number, plus 1 << 32 if a difference fits no signed byte.
+    """
+
+
+@overload(_differ, jit_options={"error_model": "numpy"})
+def _differ_for(at, words, place, work, golden, work32, golden32, changed, differences):
+    if not vnni.supported():
+
+        def plain(at, words, place, work, golden, work32, golden32, changed, differences):
+            count, begin = np.int64(0), at >> 2
+            for word in range(words):
+                if work32[begin + word] != golden32[begin + word]:
+                    changed[place + count] = word
+                    count += 1
+            return count
+
+        return plain
+
+    def differ(at, words, place, work, golden, work32, golden32, changed, differences):
+        new, known = np.int64(work.ctypes.data) + at, np.int64(golden.ctypes.data) + at
+        to = np.int64(differences.ctypes.data) + 4 * place
+        names = np.int64(changed.ctypes.data) + 4 * place
+        count, beyond = np.int64(0), np.int64(0)
+        for first in range(0, words, 16):
+            found = difference(new + 4 * first, known + 4 * first, first, words - first,
+                               to + 4 * count, names + 4 * count)  # fmt: skip
+            count += found & 0xFFFFFFFF
+            beyond |= found >> 32
+        if count & 1:
+            differences[place + count], changed[place + count] = 0, 0
+        return count | beyond << 32
+
+    return differ
+
+
+@kernel
+def _compare(op, pixel, at, work, golden, work32, golden32, marks, changed, differences, changes):
+    """`_differ` for a pixel of the table; how many words differ."""
+    words = op[PIXEL] >> 2
+    place = op[WORDS] + pixel * _room(words)
+    found = _differ(at, words, place, work, golden, work32, golden32, changed, differences)
+    if found >> 32:
+        marks[op[LIST] + pixel] = WIDE
+    changes[op[LIST] + pixel] = found & 0xFFFFFFFF
+    return found & 0xFFFFFFFF
 
 
 @kernel
@@ -151,7 +213,7 @@ def _window(op, source, pixel, marks, changed, changes, places):
                 continue
             at = source[AT] + down * source[ROW] + across * source[PIXEL]
             slot = (ky * op[KW] + kx) * words
-            begin = source[WORDS] + read * words
+            begin = source[WORDS] + read * _room(words)
             for i in range(changes[source[LIST] + read]):
                 word = changed[begin + i]
                 places[count, 0], places[count, 1] = at + 4 * word, slot + word
@@ -159,57 +221,202 @@ def _window(op, source, pixel, marks, changed, changes, places):
     return count
 
 
-@kernel
-def _conv_vnni(op, source, pixel, count, limits, work, golden, known, places, steps, weights, bias,
-               factors):  # fmt: skip
-    """One pixel's codes, from `count` changed words of its window."""
-    work_at, golden_at = np.int64(work.ctypes.data), np.int64(golden.ctypes.data)
-    codes = work_at + _at(op, pixel)
-    weight = np.int64(weights.ctypes.data) + op[WEIGHT]
-    b = np.int64(bias.ctypes.data) + 4 * op[BIAS]
-    f = np.int64(factors.ctypes.data) + 4 * op[FACTOR]
-    flip, slots = np.int32(op[FLIP] * 0x01010101), op[SLOTS]
-    lo, hi, left = limits[0], limits[1], op[C]
-    if 2 * count < slots:
-        places_at = np.int64(places.ctypes.data)
-        sums = np.int64(known.ctypes.data) + 4 * (op[SUMS] + pixel * op[C])
-        while left > 0:
-            if left > 48:
-                changed4(work_at, golden_at, places_at, count, flip, weight, sums, b, f, lo, hi,
-                         codes, left)  # fmt: skip
-                size = 64
-            elif left > 16:
-                changed2(work_at, golden_at, places_at, count, flip, weight, sums, b, f, lo, hi,
-                         codes, left)  # fmt: skip
-                size = 32
+def _convolve(ops, number, first, lo, hi, work, golden, work32, golden32, known, pixels, marks,
+              counts, changed, differences, changes, places, parts, steps, weights, bias,
+              factors):  # fmt: skip
+    """All touched pixels of a convolution of kind CONV_VNNI, operation `number`.
+
+    One function for the whole operation: most of the time is spent here, and calls and
+    views of the table cost as much as a pixel.
+    """
+
+
+@overload(_convolve, jit_options={"error_model": "numpy"})
+def _convolve_for(ops, number, first, lo, hi, work, golden, work32, golden32, known, pixels, marks,
+                  counts, changed, differences, changes, places, parts, steps, weights, bias,
+                  factors):  # fmt: skip
+    if not vnni.supported():  # LLVM ends the process if it meets the instruction
+        return lambda ops, number, first, lo, hi, work, golden, work32, golden32, known, pixels, \
+            marks, counts, changed, differences, changes, places, parts, steps, weights, bias, \
+            factors: None  # fmt: skip
+
+    def convolve(ops, number, first, lo, hi, work, golden, work32, golden32, known, pixels, marks,
+                 counts, changed, differences, changes, places, parts, steps, weights, bias,
+                 factors):  # fmt: skip
+        kh, kw, sh, sw = ops[number, KH], ops[number, KW], ops[number, SH], ops[number, SW]
+        top, left, dh, dw = ops[number, TOP], ops[number, LEFT], ops[number, DH], ops[number, DW]
+        height, width, channels = ops[first, H], ops[first, W], ops[first, PIXEL] >> 2
+        source_at, source_row, source_pixel = ops[first, AT], ops[first, ROW], ops[first, PIXEL]
+        source_list, source_words = ops[first, LIST], ops[first, WORDS]
+        source_room = _room(channels)
+        out_w, out_row, out_pixel = ops[number, W], ops[number, ROW], ops[number, PIXEL]
+        out_at, out_list, out_words = ops[number, AT], ops[number, LIST], ops[number, WORDS]
+        outputs, slots, words = ops[number, C], ops[number, SLOTS], ops[number, PIXEL] >> 2
+        room = _room(words)
+        flip = np.int32(ops[number, FLIP] * 0x01010101)
+        work_at, golden_at = np.int64(work.ctypes.data), np.int64(golden.ctypes.data)
+        places_at, parts_at = np.int64(places.ctypes.data), np.int64(parts.ctypes.data)
+        changed_at = np.int64(changed.ctypes.data)
+        differences_at = np.int64(differences.ctypes.data)
+        weights_at = np.int64(weights.ctypes.data)
+        first_bias = np.int64(bias.ctypes.data) + 4 * ops[number, BIAS]
+        first_factor = np.int64(factors.ctypes.data) + 4 * ops[number, FACTOR]
+        first_sum = np.int64(known.ctypes.data) + 4 * ops[number, SUMS]
+        steps_at = np.int64(steps.ctypes.data) + 4 * ops[number, STEPS]
+        kept = 0
+        for i in range(counts[number]):
+            pixel = np.int64(pixels[out_list + i])
+            y = pixel // out_w
+            x = pixel - y * out_w
+            down0, across0 = y * sh - top, x * sw - left
+            count, total, slot, wide = 0, 0, 0, False
+            for ky in range(kh):
+                down = down0 + ky * dh
+                if down < 0 or down >= height:
+                    slot += kw * channels
+                    continue
+                for kx in range(kw):
+                    across = across0 + kx * dw
+                    if across >= 0 and across < width:
+                        read = down * width + across
+                        mark = marks[source_list + read]
+                        if mark:
+                            begin = 4 * (source_words + read * source_room)
+                            size = np.int64(changes[source_list + read])
+                            parts[count, 0] = differences_at + begin
+                            parts[count, 1] = changed_at + begin
+                            parts[count, 2], parts[count, 3] = size, slot
+                            parts[count, 4] = source_at + down * source_row + across * source_pixel
+                            count += 1
+                            total += size
+                            wide |= mark == WIDE
+                    slot += channels
+            target = out_at + y * out_row + x * out_pixel
+            codes, rest = work_at + target, outputs
+            b, f = first_bias, first_factor
+            sums = first_sum + 4 * pixel * outputs
+            if 2 * total >= slots:
+                weight = weights_at + ops[number, WEIGHT]
+                window = work_at + source_at + down0 * source_row + across0 * source_pixel
+                while rest > 0:
+                    if rest > 48:
+                        whole4(window, steps_at, slots, flip, weight, b, f, lo, hi, codes, rest)
+                        size = 64
+                    elif rest > 16:
+                        whole2(window, steps_at, slots, flip, weight, b, f, lo, hi, codes, rest)
+                        size = 32
+                    else:
+                        whole1(window, steps_at, slots, flip, weight, b, f, lo, hi, codes, rest)
+                        size = 16
+                    weight += slots * size * 4
+                    b, f = b + 4 * size, f + 4 * size
+                    codes += size
+                    rest -= size
+            elif wide:
+                total = 0
+                for j in range(count):
+                    begin = (parts[j, 1] - changed_at) >> 2
+                    for k in range(parts[j, 2]):
+                        word = np.int64(changed[begin + k])
+                        places[total, 0] = parts[j, 4] + 4 * word
+                        places[total, 1] = parts[j, 3] + word
+                        total += 1
+                weight = weights_at + ops[number, WEIGHT]
+                while rest > 0:
+                    if rest > 48:
+                        changed4(work_at, golden_at, places_at, total, flip, weight, sums, b, f,
+                                 lo, hi, codes, rest)  # fmt: skip
+                        size = 64
+                    elif rest > 16:
+                        changed2(work_at, golden_at, places_at, total, flip, weight, sums, b, f,
+                                 lo, hi, codes, rest)  # fmt: skip
+                        size = 32
+                    else:
+                        changed1(work_at, golden_at, places_at, total, flip, weight, sums, b, f,
+                                 lo, hi, codes, rest)  # fmt: skip
+                        size = 16
+                    weight += slots * size * 4
+                    sums, b, f = sums + 4 * size, b + 4 * size, f + 4 * size
+                    codes += size
+                    rest -= size
             else:
-                changed1(work_at, golden_at, places_at, count, flip, weight, sums, b, f, lo, hi,
-                         codes, left)  # fmt: skip
-                size = 16
-            weight += slots * size * 4
-            sums, b, f = sums + 4 * size, b + 4 * size, f + 4 * size
-            codes += size
-            left -= size
-        return
-    y = pixel // op[W]
-    x = pixel - y * op[W]
-    window = work_at + source[AT] + (y * op[SH] - op[TOP]) * source[ROW]
-    window += (x * op[SW] - op[LEFT]) * source[PIXEL]
-    steps_at = np.int64(steps.ctypes.data) + 4 * op[STEPS]
-    while left > 0:
-        if left > 48:
-            whole4(window, steps_at, slots, flip, weight, b, f, lo, hi, codes, left)
-            size = 64
-        elif left > 16:
-            whole2(window, steps_at, slots, flip, weight, b, f, lo, hi, codes, left)
-            size = 32
+                weight = weights_at + ops[number, GATHER]
+                while rest > 0:
+                    if rest > 48:
+                        gather4(parts_at, count, weight, sums, b, f, lo, hi, codes, rest)
+                        size = 64
+                    elif rest > 16:
+                        gather2(parts_at, count, weight, sums, b, f, lo, hi, codes, rest)
+                        size = 32
+                    else:
+                        gather1(parts_at, count, weight, sums, b, f, lo, hi, codes, rest)
+                        size = 16
+                    weight += slots * size * 4
+                    sums, b, f = sums + 4 * size, b + 4 * size, f + 4 * size
+                    codes += size
+                    rest -= size
+            found = _differ(target, words, out_words + pixel * room, work, golden, work32,
+                            golden32, changed, differences)  # fmt: skip
+            if found:
+                if found >> 32:
+                    marks[out_list + pixel] = WIDE
+                changes[out_list + pixel] = found & 0xFFFFFFFF
+                pixels[out_list + kept] = pixel
+                kept += 1
+            else:
+                marks[out_list + pixel] = 0
+        counts[number] = kept
+
+    return convolve
+
+
+@kernel
+def _add(ops, number, a, b, lo, hi, work, golden, work32, golden32, pixels, marks, counts, changed,
+         differences, changes):  # fmt: skip
+    """All touched pixels of an addition, in the words that changed in either operand:
+    clamp(round_half_even((m0 a + m1 b) / 2^shift))."""
+    width, words, channels = ops[number, W], ops[number, PIXEL] >> 2, ops[number, C]
+    room = _room(words)
+    m0, m1, shift = ops[number, M0], ops[number, M1], ops[number, SHIFT]
+    narrow, scale = ops[number, NARROW] != 0, np.float32(2.0 ** -np.float64(shift))
+    f0, f1, low, high = np.float32(m0), np.float32(m1), np.int64(lo), np.int64(hi)
+    signed_a, signed_b = ops[a, SIGNED], ops[b, SIGNED]
+    kept = 0
+    for i in range(counts[number]):
+        pixel = np.int64(pixels[ops[number, LIST] + i])
+        y = pixel // width
+        x = pixel - y * width
+        to = ops[number, AT] + y * ops[number, ROW] + x * ops[number, PIXEL]
+        one = ops[a, AT] + y * ops[a, ROW] + x * ops[a, PIXEL]
+        other = ops[b, AT] + y * ops[b, ROW] + x * ops[b, PIXEL]
+        for side in range(2):
+            of = b if side else a
+            if not marks[ops[of, LIST] + pixel]:
+                continue
+            begin = ops[of, WORDS] + pixel * room
+            for j in range(changes[ops[of, LIST] + pixel]):
+                channel = 4 * np.int64(changed[begin + j])
+                for o in range(channel, min(channel + 4, channels)):
+                    p, q = _code(work, one + o, signed_a), _code(work, other + o, signed_b)
+                    if narrow:
+                        v = (np.float32(p) * f0 + np.float32(q) * f1) * scale
+                        v = v if v > lo else lo
+                        v = v if v < hi else hi
+                        work[to + o] = np.uint8(np.int32(np.rint(v)) & 255)
+                    else:
+                        value = _round_shift(m0 * np.int64(p) + m1 * np.int64(q), shift)
+                        work[to + o] = np.uint8(min(max(value, low), high) & 255)
+        found = _differ(to, words, ops[number, WORDS] + pixel * room, work, golden, work32,
+                        golden32, changed, differences)  # fmt: skip
+        if found:
+            if found >> 32:
+                marks[ops[number, LIST] + pixel] = WIDE
+            changes[ops[number, LIST] + pixel] = found & 0xFFFFFFFF
+            pixels[ops[number, LIST] + kept] = pixel
+            kept += 1
         else:
-            whole1(window, steps_at, slots, flip, weight, b, f, lo, hi, codes, left)
-            size = 16
-        weight += slots * size * 4
-        b, f = b + 4 * size, f + 4 * size
-        codes += size
-        left -= size
+            marks[ops[number, LIST] + pixel] = 0
+    counts[number] = kept
 
 
 @kernel
@@ -228,7 +435,7 @@ def _store_sums(op, at, sums, limits, work, bias, factors):
 @kernel
 def _conv(op, source, pixel, count, limits, sums, work, golden, known, places, weights, bias,
           factors):  # fmt: skip
-    """As `_conv_vnni` without the instruction; weights (slots * 4, c) int8."""
+    """A convolution without VNNI; weights (slots * 4, c) int8."""
     outputs, begin = op[C], op[SUMS] + pixel * op[C]
     for o in range(outputs):
         sums[o] = known[begin + o]
@@ -299,25 +506,10 @@ def _maximum(op, source, pixel, count, work, places):
 
 
 @kernel
-def _add_words(op, a, b, of, pixel, limits, work, changed, changes):
-    """clamp(round_half_even((m0 a + m1 b) / 2^shift)) of the words that changed in `of`."""
-    to, one, other = _at(op, pixel), _at(a, pixel), _at(b, pixel)
-    lo, hi = np.int64(limits[0]), np.int64(limits[1])
-    begin = of[WORDS] + pixel * (of[PIXEL] >> 2)
-    for i in range(changes[of[LIST] + pixel]):
-        word = np.int64(changed[begin + i])
-        for o in range(4 * word, min(4 * word + 4, op[C])):
-            value = op[M0] * _code(work, one + o, a[SIGNED])
-            value += op[M1] * _code(work, other + o, b[SIGNED])
-            value = _round_shift(value, op[SHIFT])
-            work[to + o] = np.uint8(min(max(value, lo), hi) & 255)
-
-
-@kernel
 def _relu(op, source, pixel, limits, work, changed, changes):
     lo, hi = np.int64(limits[0]), np.int64(limits[1])
     to, at = _at(op, pixel), _at(source, pixel)
-    begin = source[WORDS] + pixel * (source[PIXEL] >> 2)
+    begin = source[WORDS] + pixel * _room(source[PIXEL] >> 2)
     for i in range(changes[source[LIST] + pixel]):
         word = np.int64(changed[begin + i])
         for o in range(4 * word, min(4 * word + 4, op[C])):
@@ -359,7 +551,7 @@ def _put_back(op, number, work32, golden32, pixels, marks, counts, changed, chan
     for i in range(counts[number]):
         pixel = pixels[op[LIST] + i]
         marks[op[LIST] + pixel] = 0
-        at, begin = _at(op, pixel) >> 2, op[WORDS] + pixel * words
+        at, begin = _at(op, pixel) >> 2, op[WORDS] + pixel * _room(words)
         for j in range(changes[op[LIST] + pixel]):
             word = changed[begin + j]
             work32[at + word] = golden32[at + word]
@@ -378,7 +570,7 @@ def _last(op, source, count, work, golden, pixels, changed, changes, weights, su
         sums[o] = 0
     for i in range(count):
         pixel = pixels[source[LIST] + i]
-        at, begin = _at(source, pixel), source[WORDS] + pixel * words
+        at, begin = _at(source, pixel), source[WORDS] + pixel * _room(words)
         place = op[WEIGHT] + pixel * source[PIXEL] * classes
         for j in range(changes[source[LIST] + pixel]):
             word = np.int64(changed[begin + j])
@@ -398,7 +590,8 @@ def _last(op, source, count, work, golden, pixels, changed, changes, weights, su
 @kernel
 def propagate(
     ops, limits, steps, weights, bias, factors, work, golden, known, golden_acc, pixels, marks,
-    counts, changed, changes, places, sums, first, begin, index, code, acc, spread,
+    counts, changed, differences, changes, places, parts, sums, first, begin, index, code, acc,
+    spread,
 ):  # fmt: skip
     """Faults of one image, one after another.
 
@@ -411,8 +604,10 @@ def propagate(
     pixels, marks, changes
                    int32, uint8, uint16 scratch, a place for each pixel of each operation;
                    counts (o,) int64; marks and counts all 0
-    changed        uint16 scratch, a place for each word
-    places         (most words of a window, 2) int32 scratch; sums (most channels,) int32
+    changed, differences
+                   int32 scratch, `_room` of each pixel
+    places, parts  (most words of a window, 2) int32, (most pixels of one, 5) int64 scratch;
+                   sums (most channels,) int32
     first          (f,) the operation whose codes a fault changes, before LAST
     begin          (f + 1,) where its changes begin: index in the codes (h, w, c), and code
     acc            (f, classes) int64, overwritten
@@ -458,26 +653,25 @@ def propagate(
                 else:
                     _touch_windows(op, ops[a], number, a, pixels, marks, counts)
             end = number
+            if kind == CONV_VNNI and number > start:
+                _convolve(ops, number, a, limits[number, 0], limits[number, 1], work, golden,
+                          work32, golden32, known, pixels, marks, counts, changed, differences,
+                          changes, places, parts, steps, weights, bias, factors)  # fmt: skip
+                continue
+            if kind == ADD and number > start:
+                _add(ops, number, a, b, limits[number, 0], limits[number, 1], work, golden, work32,
+                     golden32, pixels, marks, counts, changed, differences, changes)  # fmt: skip
+                continue
             kept = 0
             for i in range(counts[number]):
                 pixel = np.int64(pixels[op[LIST] + i])
                 if number == start or kind == COPY:
                     pass
-                elif kind == ADD:
-                    if marks[ops[a, LIST] + pixel]:
-                        _add_words(op, ops[a], ops[b], ops[a], pixel, limits[number], work,
-                                   changed, changes)  # fmt: skip
-                    if marks[ops[b, LIST] + pixel]:
-                        _add_words(op, ops[a], ops[b], ops[b], pixel, limits[number], work,
-                                   changed, changes)  # fmt: skip
                 elif kind == RELU:
                     _relu(op, ops[a], pixel, limits[number], work, changed, changes)
                 else:
                     count = _window(op, ops[a], pixel, marks, changed, changes, places)
-                    if kind == CONV_VNNI:
-                        _conv_vnni(op, ops[a], pixel, count, limits[number], work, golden, known,
-                                   places, steps, weights, bias, factors)  # fmt: skip
-                    elif kind == CONV:
+                    if kind == CONV:
                         _conv(op, ops[a], pixel, count, limits[number], sums, work, golden, known,
                               places, weights, bias, factors)  # fmt: skip
                     elif kind == DEPTHWISE:
@@ -489,7 +683,8 @@ def propagate(
                     else:
                         _maximum(op, ops[a], pixel, count, work, places)
                 at = _at(op, pixel)
-                if _compare(op, pixel, at, work32, golden32, changed, changes):
+                if _compare(op, pixel, at, work, golden, work32, golden32, marks, changed,
+                            differences, changes):  # fmt: skip
                     pixels[op[LIST] + kept] = pixel
                     kept += 1
                 else:

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .vnni_code import _BYTES, _FLOATS, _I32, _I64, _INTS, LANES, _call, _splat, _store
+from .vnni_code import _BYTES, _FLOATS, _I8, _I32, _I64, _INTS, LANES, _call, _splat, _store
 
 GROUP = 4
 """Blocks of LANES outputs that are summed together, and slots where there is one block:
@@ -68,9 +68,10 @@ def _loop(builder, count, step, phis, body):
     builder.cbranch(builder.icmp_signed("<", t, count), work, done)
     builder.position_at_end(work)
     new = body(t, held)
-    t.add_incoming(builder.add(t, _I64(step)), work)
+    end = builder.block  # the body may have loops of its own
+    t.add_incoming(builder.add(t, _I64(step)), end)
     for phi, value in zip(held, new):
-        phi.add_incoming(value, work)
+        phi.add_incoming(value, end)
     builder.branch(check)
     builder.position_at_end(done)
     return held
@@ -184,6 +185,116 @@ def _make_changed(blocks: int):
     return changed
 
 
+def _make_gather(blocks: int):
+    """Intrinsic for the `blocks` * LANES outputs of one pixel from differences in its window."""
+
+    @intrinsic
+    def gather(typingctx, parts, count, weight, known, bias, multiplier, lo, hi, codes,
+               channels):  # fmt: skip
+        """Codes of a pixel.
+
+        parts   address of (count, 5) int64, one for each pixel of the window that differs:
+                address of its differences (n,) int32, four signed bytes each, address of
+                the int32 words that they are of, n (one more is there, without any), slot
+                of its word 0, and what is not read here
+        weight  address of (slots, blocks, LANES, 4) bytes, weights + 128
+        The rest as of `changed`.
+
+        VPDPBUSD takes one operand unsigned. Weights are made so, and differences are
+        bytes with a sign: 128 times their sum has to come off again.
+        """
+
+        def generate(context, builder, signature, args):
+            parts, count, weight, known, bias, multiplier, lo, hi, codes, channels = args
+            zero = ir.Constant(_INTS, [0] * LANES)
+            eighties = ir.Constant(_INTS, [0x80808080 - (1 << 32)] * LANES)
+            start = []
+            for q in range(blocks):
+                start.append(builder.load(_at(builder, known, _I64(q * 64), _INTS)))
+                start[-1].align = 4
+
+            def each_part(t, held):
+                part = builder.add(parts, builder.mul(t, _I64(40)))
+                differences, words, entries, slot = (
+                    builder.load(_at(builder, part, _I64(8 * i), _I64)) for i in range(4)
+                )
+                rows = builder.add(weight, builder.mul(slot, _I64(blocks * 64)))
+
+                def each_pair(u, sums):
+                    new = []
+                    for i in (0, 1):
+                        at = builder.shl(builder.add(u, _I64(i)), _I64(2))
+                        d = builder.load(_at(builder, differences, at, _I32))
+                        d = _splat(builder, d, _INTS)
+                        word = builder.load(_at(builder, words, at, _I32))
+                        mine = sums[i * (blocks + 1) : (i + 1) * (blocks + 1)]
+                        slots = _weights(builder, rows, builder.sext(word, _I64), blocks)
+                        new += [_dot(builder, mine[q], slots[q], d) for q in range(blocks)]
+                        new.append(_dot(builder, mine[blocks], eighties, d))
+                    return new
+
+                return _loop(builder, entries, 2, held, each_pair)
+
+            begin = [*start, *[zero] * (blocks + 2)]
+            found = _loop(builder, count, 1, begin, each_part)
+            excess = builder.add(found[blocks], found[2 * blocks + 1])
+            sums = [
+                builder.sub(builder.add(found[q], found[blocks + 1 + q]), excess)
+                for q in range(blocks)
+            ]
+            _requantise(builder, sums, bias, multiplier, lo, hi, codes, channels)
+            return context.get_dummy_value()
+
+        long, real = types.int64, types.float32
+        return types.none(long, long, long, long, long, long, real, real, long, long), generate
+
+    return gather
+
+
+@intrinsic
+def difference(typingctx, new, golden, first, words, differences, places):
+    """What 16 words of codes differ by: how many do, and 1 << 32 if a byte's difference
+    does not fit a signed byte (int64).
+
+    new, golden  addresses of the 16 words; only `words` of them exist
+    first        number of the first
+    differences, places
+                 addresses of int32: new - golden of the words that differ, four bytes
+                 each, and their numbers; up to 16 are written, whatever the count
+    """
+
+    def generate(context, builder, signature, args):
+        new, golden, first, words, differences, places = args
+        wide = ir.VectorType(_I8, 64)
+        lanes = ir.Constant(_INTS, list(range(LANES)))
+        exists = builder.icmp_signed("<", lanes, _splat(builder, builder.trunc(words, _I32), _INTS))
+        nothing = ir.Constant(_INTS, [0] * LANES)
+        one, other = (
+            _call(builder, "llvm.masked.load.v16i32.p0", _INTS,
+                  builder.inttoptr(address, _INTS.as_pointer()), _I32(4), exists, nothing)
+            for address in (new, golden)
+        )  # fmt: skip
+        a, b = (builder.bitcast(v, wide) for v in (one, other))
+        size = builder.or_(
+            _call(builder, "llvm.usub.sat.v64i8", wide, a, b),
+            _call(builder, "llvm.usub.sat.v64i8", wide, b, a),
+        )
+        signs = builder.bitcast(builder.icmp_signed("<", size, ir.Constant(wide, [0] * 64)), _I64)
+        beyond = builder.zext(builder.icmp_unsigned("!=", signs, _I64(0)), _I64)
+        differs = builder.icmp_unsigned("!=", one, other)
+        d = builder.bitcast(builder.sub(a, b), _INTS)
+        number = builder.add(lanes, _splat(builder, builder.trunc(first, _I32), _INTS))
+        for value, address in ((d, differences), (number, places)):
+            pointer = builder.inttoptr(address, _I32.as_pointer())
+            name = "llvm.masked.compressstore.v16i32"
+            _call(builder, name, ir.VoidType(), value, pointer, differs)
+        mask = builder.bitcast(differs, ir.IntType(LANES))
+        count = _call(builder, "llvm.ctpop.i64", _I64, builder.zext(mask, _I64))
+        return builder.or_(count, builder.shl(beyond, _I64(32)))
+
+    return types.int64(*(types.int64,) * 6), generate
+
+
 def pack_pixels(weight: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(weights, steps) as the pixel intrinsics read them.
 
@@ -220,3 +331,4 @@ def block_groups(blocks: int) -> list[tuple[int, int]]:
 
 whole1, whole2, whole4 = _make_whole(1), _make_whole(2), _make_whole(4)
 changed1, changed2, changed4 = _make_changed(1), _make_changed(2), _make_changed(4)
+gather1, gather2, gather4 = _make_gather(1), _make_gather(2), _make_gather(4)
