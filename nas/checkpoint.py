@@ -66,7 +66,8 @@ def _load_torch(path: Path):
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
+    # Of an UnpicklingError torch's text recommends to run the file's code.
+    text = "" if isinstance(error, pickle.UnpicklingError) else str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 

@@ -79,7 +79,7 @@ def attach(
     if not isinstance(accel, (str, Path, Accel)):
         raise ConfigError(f"accel must be a name, a path or an Accel, got {type(accel).__name__}")
     machine = configure(accel, dataflow=dataflow)
-    images = _images(calibration, "calibration images")
+    images = _images(calibration, "calibration images").copy()  # the caller's may change
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 1 << 64:
         raise ConfigError(f"seed must be an integer in [0, 2^64), got {seed!r}")
     if rates is not None:
@@ -250,6 +250,10 @@ class AttachedModel(nn.Module):
         """
         if self.training:
             return self._train_on(images)
+        return self._evaluate(images)
+
+    @torch.compiler.disable
+    def _evaluate(self, images: Tensor) -> Tensor:
         network = self.network
         array = _images(images, "images", network.shape)
         if not len(array):
@@ -277,7 +281,7 @@ class AttachedModel(nn.Module):
         cover = self.coverage
         lines = [
             f"on {self.accel.name} ({self.accel.dataflow}), {self.mode}",
-            f"array does {cover.share:.1%} of the multiply-adds",
+            f"array does {cover.share_text}",
             "",
             f"on the array: {len(cover.array)} operations",
             *_table(cover.array),
@@ -294,7 +298,7 @@ class AttachedModel(nn.Module):
         return "\n".join(lines)
 
     def extra_repr(self) -> str:
-        return f"{self.mode}, accel={self.accel.name}, {self.coverage.share:.1%} on the array"
+        return f"{self.mode}, accel={self.accel.name}, array does {self.coverage.share_text}"
 
 
 def _table(entries: tuple[Covered, ...]) -> list[str]:
@@ -302,7 +306,9 @@ def _table(entries: tuple[Covered, ...]) -> list[str]:
         max((len(getattr(e, key)) for e in entries), default=0) for key in ("name", "what")
     )
     return [
-        f"  {e.name:<{name}}  {e.what:<{what}}  {e.macs:>12,} MACs{f'  {e.why}' if e.why else ''}"
+        f"  {e.name:<{name}}  {e.what:<{what}}  "
+        + ("     unknown MACs" if e.macs is None else f"{e.macs:>12,} MACs")
+        + (f"  {e.why}" if e.why else "")
         for e in entries
     ]
 

@@ -20,7 +20,16 @@ from fsim.accel_models.accel import Accel
 from fsim.errors import ConfigError, MappingError
 
 from . import program as P
-from .attach_program import Coverage, Covered, count_macs, on_array, place, run
+from .attach_program import (
+    UNCOUNTED,
+    Coverage,
+    Covered,
+    count_macs,
+    on_array,
+    place,
+    plain_attention,
+    run,
+)
 from .capture import capture
 from .joined import joined_space
 from .sites import Placement, SiteSpace
@@ -141,7 +150,7 @@ class _Watch:
     def _run(self, network: nn.Module, part: Tensor) -> None:
         self.images, self.calls = len(part), Counter()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), plain_attention():
                 out = network(part)
         except Exception as error:  # the user's forward: anything can be raised
             raise ConfigError(
@@ -253,10 +262,11 @@ class Layered(nn.Module):
             reason = watch.problem.get(path, "stays in float")
             if path not in watch.ran:
                 reason = "never called as a module on the calibration images"
+            kind = type(module).__name__
             own = sum(flops.get(f"{root}.{path}", {}).values()) // 2
-            found.append(Covered(path, type(module).__name__, own, reason))
+            found.append(Covered(path, kind, None if kind in UNCOUNTED else own, reason))
         # Functions of a forward are in no module; they have what is left.
-        rest = max(0, total - macs - sum(entry.macs for entry in found))
+        rest = max(0, total - macs - sum(entry.macs or 0 for entry in found))
         return (*found, Covered("(functions)", "calls in forward", rest, "stays in float"))
 
     def _replace(self, uses: dict[str, list[_Use]]) -> None:
@@ -286,4 +296,5 @@ class Layered(nn.Module):
         current = self.current
         current.images, current.rows, current.hw_batch = len(images), rows, hw_batch
         current.calls.clear()
-        return self.inner(torch.from_numpy(images.copy())).to(torch.float32)
+        with plain_attention():
+            return self.inner(torch.from_numpy(images.copy())).to(torch.float32)

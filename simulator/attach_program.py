@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +27,9 @@ from .quantise import quantise
 from .sites import Placement, SiteSpace, select
 from .struck import settled
 
+UNCOUNTED = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}
+"""Kinds of layers whose multiply-adds torch does not count."""
+
 
 @dataclass(frozen=True)
 class Covered:
@@ -32,13 +37,14 @@ class Covered:
 
     name  of the operation (calls after a module's first: `name#1`, ...)
     what  it is
-    macs  multiply-adds of one image; of float operations those torch counts
+    macs  multiply-adds of one image; of float operations those torch counts, None where it
+          cannot (recurrent layers)
     why   it does not run on the array; None where it does
     """
 
     name: str
     what: str
-    macs: int
+    macs: int | None
     why: str | None = None
 
 
@@ -57,10 +63,22 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Share of the network's multiply-adds that the array does; 0 where it has none."""
+        """Share of the network's multiply-adds that the array does, of those that can be
+        counted; 0 where there are none."""
         done = sum(entry.macs for entry in self.array)
-        total = done + sum(entry.macs for entry in self.other)
+        total = done + sum(entry.macs or 0 for entry in self.other)
         return done / total if total else 0.0
+
+    @property
+    def share_text(self) -> str:
+        """`share` in words."""
+        unknown = [entry.name for entry in self.other if entry.macs is None]
+        if unknown:
+            return (
+                f"{self.share:.1%} of the multiply-adds that can be counted; those of "
+                f"{', '.join(unknown)} cannot"
+            )
+        return f"{self.share:.1%} of the multiply-adds"
 
 
 def place(graph: Graph, accel: Accel, images: np.ndarray, params=None) -> Placement:
@@ -101,9 +119,21 @@ def on_array(placement: Placement, op: P.ArrayOp, name: str) -> Covered:
     return Covered(name, type(op).__name__, placement.lowered[op.index].macs)
 
 
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention as its products: torch's fast path in evaluation is one operation, which
+    hides the layers in it and is counted as nothing."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def count_macs(function, *inputs: Tensor) -> tuple[int, FlopCounterMode]:
     """Multiply-adds that torch counts in a call, and the counter."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), plain_attention(), FlopCounterMode(display=False) as counter:
         function(*inputs)
     return counter.get_total_flops() // 2, counter
 
@@ -141,7 +171,9 @@ class Whole:
         )
         return Coverage(array, other, self.program.notes)
 
-    def _host_macs(self, op: P.Host) -> int:
+    def _host_macs(self, op: P.Host) -> int | None:
+        if op.what in UNCOUNTED:
+            return None
         inputs = [torch.zeros(1, *self.program.ops[i].shape) for i in op.inputs]
         return count_macs(op.function, *inputs)[0]
 

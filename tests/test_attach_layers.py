@@ -359,8 +359,8 @@ def test_a_way_that_calibration_did_not_see_is_refused(way, message):
 
 
 def test_other_modules_run_as_often_as_they_like():
-    x = torch.rand(8, 1, 4)
-    made = small(nn.Conv1d(1, 1, 1), again, x)
+    x = torch.rand(8, 1, 1, 1, 4)
+    made = small(nn.Conv3d(1, 1, 1), again, x)
     assert not made.coverage.array and made(-x).shape == x.shape
 
 

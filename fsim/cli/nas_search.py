@@ -87,11 +87,16 @@ def search(**options):
               help="Genotype file.  [default: genotype.toml in the folder]")  # fmt: skip
 def derive(folder, samples, out, quiet, device, threads, as_json):
     """The best of several genotypes of a finished search, by reward on the held-out share."""
-    from fsim.nas.search.run import SearchRun, read_options
+    from fsim.nas.search.run import OPTIONS, SearchRun, read_options
 
     own = {"threads": threads, "device": device}
     options = read_options(folder, {option.name for option in search.params} - set(own)) | own
-    built = _build(options)
+    try:
+        built = _build(options)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder / OPTIONS} must be one of fsim nas search, got {str(error)[:200]}"
+        ) from error
     run = SearchRun(folder, built.identity, built.search, resume=True)
     missing = built.search.settings.epochs - len(run.history)
     if missing:
@@ -100,7 +105,10 @@ def derive(folder, samples, out, quiet, device, threads, as_json):
 
 
 def _plain(value):
-    return str(value) if isinstance(value, Path) else value
+    """For JSON; files by their whole path, so that the search can be used from anywhere."""
+    if isinstance(value, str) and value.endswith((".npz", ".yaml", ".yml", ".toml", ".json")):
+        value = Path(value)
+    return str(value.resolve()) if isinstance(value, Path) else value
 
 
 def _build(options):

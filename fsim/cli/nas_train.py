@@ -80,7 +80,7 @@ def evaluate(genotype, weights, maps, batch, width, data, data_dir, images, test
         calibration = setting.train[0][:CALIBRATION].numpy()
         backend = ArrayFaults(setting.model, machine, models, calibration, seed)
         cover = backend.attached.coverage
-        note = f"{cover.share:.1%} of the multiply-adds"
+        note = cover.share_text
         if cover.other:
             note += f"; not on it: {', '.join(sorted({entry.what for entry in cover.other}))}"
     else:

@@ -63,7 +63,8 @@ BACKENDS = ("numba", "torch", "none")
 @click.option(
     "--ber",
     metavar="P",
-    help="numba: flip probability per bit and residency, or weights=P,acts=P,psums=P.",
+    help="numba: flip probability per bit and residency, or weights=P,acts=P,psums=P.  "
+    "[default: 1e-5 if no other rate is given]",
 )
 @click.option("--seu-rate", type=Probability, help="numba: upsets per register bit and cycle.")
 @click.option("--hw-batch", metavar="N|all", help="numba: images between two writes of weights.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -26,8 +27,40 @@ def first_difference(saved: dict, wanted: dict, path: str = "") -> str | None:
             if found:
                 return found
         elif one != other:
-            return f"{path}{key}: {one!r} there, {other!r} asked for"
+            return f"{path}{key}: {_short(one)} there, {_short(other)} asked for"
     return None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _Lock:
+    """On a folder, until `release`, the end of the object or of the process.
+
+    Two runs in one folder would write over each other. Where folders cannot be locked
+    (Windows, some network file systems) nothing is.
+    """
+
+    def __init__(self, path: Path):
+        self.file: int | None = None
+        try:
+            import fcntl
+
+            self.file = os.open(path, os.O_RDONLY)
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another run must not write into {path} at the same time") from None
+        except (ImportError, OSError):
+            pass
+
+    def release(self) -> None:
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+
+    __del__ = release
 
 
 def _read(checkpoint: Path) -> dict:
@@ -73,11 +106,28 @@ class RunFolder:
         checkpoint = path / CHECKPOINT
         if take is not None:
             self._resume(checkpoint, take)
-        elif checkpoint.exists():
+        else:
+            self._check_free(checkpoint)
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = _Lock(path)
+        if take is None:  # what began while this one was being made
+            self._check_free(checkpoint)
+
+    @staticmethod
+    def _check_free(checkpoint: Path) -> None:
+        if checkpoint.exists():
             raise ConfigError(
                 f"{checkpoint} holds a run already: --resume it or name another folder"
             )
-        path.mkdir(parents=True, exist_ok=True)
+
+    def release(self) -> None:
+        """Let another run have the folder."""
+        self._lock.release()
+
+    def hint(self, epochs: int) -> str:
+        """What to tell somebody who stops the run."""
+        kept = f"{epochs} epoch{'s' * (epochs != 1)} of it are" if epochs else "nothing of it is"
+        return f"{kept} kept in {self.path}" + (": go on with --resume" if epochs else "")
 
     def _resume(self, checkpoint: Path, take: Callable[[dict], None]) -> None:
         if not checkpoint.is_file():

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fsim.errors import MappingError
+from fsim.errors import ConfigError, MappingError
 
 from ..ops import code_dtype
 from .session import find
@@ -27,14 +27,15 @@ def activation_scale(x: Tensor, signed: bool, bits: int = 8) -> Tensor:
     """() float32: real value of one code, so that the largest |x| is the largest code."""
     top = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
     largest = x.detach().abs().amax().float() if x.numel() else x.new_zeros(())
-    return torch.where(largest > 0, largest / top, torch.ones_like(largest))
+    # What is not finite stays so, for `_product` to see.
+    return torch.where(largest == 0, torch.ones_like(largest), largest / top)
 
 
 def weight_scale(weight: Tensor, bits: int = 8) -> Tensor:
     """(o,) float32, by output channel."""
     top = (1 << (bits - 1)) - 1
     largest = weight.detach().reshape(len(weight), -1).abs().amax(1).float()
-    return torch.where(largest > 0, largest / top, torch.ones_like(largest))
+    return torch.where(largest == 0, torch.ones_like(largest), largest / top)
 
 
 def quantised(weight: Tensor, scale: Tensor) -> Tensor:
@@ -79,6 +80,8 @@ def _product(x_held: Tensor, x_scale, weight: Tensor, bias, signed, session, sit
     if source.signed != signed:
         raise MappingError(f"site {site} must be {'un' * (not source.signed)}signed")
     w_scale = weight_scale(weight, held.accel.operand_bits)
+    _check_finite(x_scale, "what it reads", held.sites[site].name)
+    _check_finite(w_scale, "its weights", held.sites[site].name)
     codes = _codes(weight, w_scale)
     units = np.zeros(len(weight), np.int64)
     if bias is not None:
@@ -91,6 +94,15 @@ def _product(x_held: Tensor, x_scale, weight: Tensor, bias, signed, session, sit
         site, trial, x, float(x_scale), codes.numpy(), w_scale.numpy(), units, out.numpy()
     )
     return torch.from_numpy(read)
+
+
+def _check_finite(scale: Tensor, what: str, name: str) -> None:
+    """Scales are of the largest value: not finite if that is not."""
+    if not torch.isfinite(scale).all():
+        raise ConfigError(
+            f"{what} must be finite in {name}, got NaN or infinity: the images are not, or "
+            "training has diverged (a smaller learning rate or fewer faults may help)"
+        )
 
 
 def _check_sign(x: np.ndarray, signed: bool, name: str) -> None:
@@ -300,6 +312,8 @@ def matmul_forward(a, b, a_scale, b_scale, signed, session, site, trial):
         raise MappingError(f"site {site} must be {'un' * signed}signed")
     read = [x.detach().float().cpu().contiguous().numpy() for x in (a, b)]
     _check_sign(read[0], signed, name)
+    for scale in (a_scale, b_scale):
+        _check_finite(scale, "what it reads", name)
     out = torch.empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
     scales = float(a_scale), float(b_scale)
     codes = held.matmul(site, trial, *read, scales, out.numpy())
