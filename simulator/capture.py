@@ -83,17 +83,19 @@ def capture(model: nn.Module, example: np.ndarray | Tensor) -> Graph:
     try:
         with torch.no_grad():
             recorder.run(example)
-    except RuntimeError as error:
+    except Exception as error:  # a trace may have left the way that the images take
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MappingError(
-            f"the network must take images of shape {tuple(example.shape[1:])}, got: "
-            f"{str(error).splitlines()[0]} ({type(model).__name__})"
+            f"the network must take images of shape {tuple(example.shape[1:])} as torch.fx traced "
+            f"it, got: {reason} ({type(model).__name__})"
         ) from error
     draft = _Draft(traced, recorder.values)
     for node in traced.graph.nodes:
         draft.add(node)
     if draft.result is None:
         raise MappingError(
-            f"the network must return one tensor made from its input ({type(model).__name__})"
+            "the network must make what it returns from its input by calls that each return one "
+            f"tensor ({type(model).__name__})"
         )
     nodes, notes = draft.nodes[: draft.result + 1], []
     nodes = _drop_tail(nodes, notes)

@@ -230,3 +230,61 @@ def test_wrong_arguments_say_what_is_wrong(digits, attached):
         attached(torch.zeros(2, 3, 8, 8))
     with pytest.raises(ConfigError, match="quant_params"):
         attach(Branching(), ACCEL, calibration=torch.randn(8, 1, 8, 8), quant_params={})
+
+
+def test_calibration_images_may_change_afterwards(digits):
+    model, calibration, _, _ = digits
+    images = calibration[:32].clone() if hasattr(calibration, "clone") else calibration[:32].copy()
+    images = torch.as_tensor(images)
+    made = attach(model, ACCEL, calibration=images)
+    wanted = made(images[:4].clone())
+    probe = images[:4].clone()
+    images.zero_()
+    with torch.no_grad():
+        next(model.parameters()).add_(0.0)  # quantised anew
+    assert torch.equal(made(probe), wanted)
+
+
+class _Sequence(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.fc = layer, nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return self.fc((x[0] if isinstance(x, tuple) else x)[:, -1])
+
+
+def test_what_cannot_be_counted_is_not_called_nothing():
+    x = torch.randn(8, 5, 8)
+    report = attach(_Sequence(nn.LSTM(8, 8, batch_first=True)), ACCEL, calibration=x).report()
+    assert "that can be counted; those of layer cannot" in report and "unknown MACs" in report
+
+
+def test_attention_is_counted_though_torch_has_a_fast_path():
+    x = torch.randn(8, 5, 8)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    made = attach(_Sequence(layer.eval()), ACCEL, calibration=x)
+    # In, out and two products of attention for 5 steps of 8 values, then two linear layers.
+    wanted = 5 * 8 * 8 * 4 + 2 * 5 * 5 * 8 + 2 * 5 * 8 * 16
+    assert sum(e.macs for e in made.coverage.other) == wanted
+
+
+def test_what_is_not_finite_is_refused_in_training():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+    x = torch.randn(4, 1, 8, 8)
+    made = attach(net, ACCEL, calibration=x).train()
+    with pytest.raises(ConfigError, match="what it reads must be finite in 0"):
+        made(torch.full_like(x, float("nan")))
+    with torch.no_grad():
+        net[2].weight[0, 0] = float("inf")
+    with pytest.raises(ConfigError, match="its weights must be finite in 2"):
+        made(x)
+
+
+def test_evaluation_in_a_compiled_network():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    x = torch.randn(4, 1, 4, 4)
+    made = attach(net, ACCEL, calibration=x).eval()
+    compiled = torch.compile(made, backend="eager")
+    assert torch.equal(compiled(x), made(x))

@@ -256,7 +256,7 @@ class TwoInputs(nn.Module):
         (Branches(), "must be traceable by torch.fx"),
         (TwoInputs(), "must take one tensor"),
         (nn.Conv2d(2, 4, 1), "must take images of shape"),
-        (nn.MaxPool2d(2, return_indices=True), "must return one tensor"),
+        (nn.MaxPool2d(2, return_indices=True), "calls that each return one tensor"),
     ],
 )
 def test_networks_that_cannot_be_captured_say_why(model, message):

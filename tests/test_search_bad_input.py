@@ -170,6 +170,15 @@ def test_options_that_are_none_of_a_search_are_refused(text, says, finished, tmp
     refused(nas("derive", "--search", folder), "must", says, folder)
 
 
+@pytest.mark.parametrize("change", [{"seed": "x"}, {"epochs": [1]}, {"ber": 3}])
+def test_options_of_another_type_are_refused(change, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    file = folder / "options.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    refused(nas("derive", "--search", folder), "must be one of fsim nas search", "options.json")
+
+
 def test_options_written_before_there_were_devices_are_taken(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)

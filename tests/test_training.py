@@ -17,6 +17,7 @@ from fsim.errors import ConfigError
 from fsim.fault_models.bit_errors import BitErrors
 from fsim.fault_models.statistical import model_from_config
 from fsim.nas.training.backends import ArrayFaults, NoFaults, TensorFaults
+from fsim.nas.training.folder import RunFolder
 from fsim.nas.training.loop import Trainer, TrainSettings, augmented
 from fsim.nas.training.run import Run
 from fsim.nas.training.statistics import Statistics
@@ -243,3 +244,14 @@ def test_bad_input_is_one_line(tmp_path, arguments, says):
     done = fsim("--out", tmp_path / "run", "--epochs", 1, *arguments)
     assert done.exit_code == 2 and says in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_one_run_a_folder_and_what_a_stopped_one_keeps(tmp_path):
+    folder = RunFolder(tmp_path / "run", {"a": 1}, "fsim train")
+    with pytest.raises(ConfigError, match="another run must not write into"):
+        RunFolder(tmp_path / "run", {"a": 1}, "fsim train")
+    folder.release()
+    again = RunFolder(tmp_path / "run", {"a": 1}, "fsim train")
+    assert again.hint(0).startswith("nothing of it is kept in")
+    assert again.hint(2).endswith("go on with --resume") and "2 epochs" in again.hint(2)
+    again.release()
