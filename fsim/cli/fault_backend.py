@@ -11,8 +11,9 @@ from fsim.errors import ConfigError
 DEVICES = (
     "On every --device the same for a seed: new weights, order and augmentation of the images, a "
     "search method's own draws. Not the same: faults, dropout, how sums are rounded (torch's "
-    "default precision there), and what follows from them. On one thread of the cpu a run, "
-    "stopped and resumed or not, is the same bit for bit; on a GPU as far as torch's kernels are. "
+    "default precision there, the number of --threads), and what follows from them. On one thread "
+    "of the cpu a run, stopped and resumed or not, is the same bit for bit; on a GPU as far as "
+    "torch's kernels are. "
     "A checkpoint goes on on any device."
 )
 """What a seed fixes, for the end of `--help`."""

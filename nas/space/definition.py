@@ -147,7 +147,7 @@ def unknown_primitive(name: object, known: Iterable[str]) -> str:
 
 def _wrong_count(name: str, value: object, most: int) -> Iterator[str]:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        yield f"{name} must be a whole number from 1 to {most}, got {str(value)[:40]}"
+        yield f"{name} must be a whole number from 1 to {most}, got {repr(value)[:40]}"
 
 
 SPACES = {
