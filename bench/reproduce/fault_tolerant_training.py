@@ -196,6 +196,8 @@ def draw(report: dict, path: Path) -> None:
             (line,) = axes.plot(rates, mean, "o-", ms=3, label=name)
             axes.fill_between(rates, low, mean, color=line.get_color(), alpha=0.15)
         axes.set_xscale("linear" if family == "adsaf" else "log")
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
         axes.set_xlabel({"mibb": "MiBB, p_m a MAC", "adsaf": "adSAF, share of stuck cells",
                          "hardware": "systolic array, bit error rate"}[family])  # fmt: skip
         axes.grid(alpha=0.3)

@@ -96,6 +96,8 @@ def draw(report: dict, path: Path) -> None:
                                 label=LABELS[network])  # fmt: skip
             axes.fill_between(rates, low, mean, color=line.get_color(), alpha=0.12)
         axes.set_xscale("linear" if name == "adsaf" else "log")
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
         axes.set_xlabel({"mibb": "MiBB, p_m a MAC", "adsaf": "adSAF, share of stuck cells",
                          "hardware": "systolic array, bit error rate"}[name])  # fmt: skip
         axes.grid(alpha=0.3)
