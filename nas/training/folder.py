@@ -7,7 +7,8 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -54,6 +55,19 @@ class _Lock:
             raise ConfigError(f"another run must not write into {path} at the same time") from None
         except (ImportError, OSError):
             pass
+
+    @contextmanager
+    def running(self, history: list) -> Iterator[None]:
+        """While epochs are added to `history`: somebody who stops the run is told what is
+        kept, and in the end another run may have the folder."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception):  # stopped from outside
+                error.add_note(self.hint(len(history)))
+            raise
+        finally:
+            self.release()
 
     def release(self) -> None:
         if self.file is not None:
@@ -119,6 +133,19 @@ class RunFolder:
             raise ConfigError(
                 f"{checkpoint} holds a run already: --resume it or name another folder"
             )
+
+    @contextmanager
+    def running(self, history: list) -> Iterator[None]:
+        """While epochs are added to `history`: somebody who stops the run is told what is
+        kept, and in the end another run may have the folder."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Exception):  # stopped from outside
+                error.add_note(self.hint(len(history)))
+            raise
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Let another run have the folder."""

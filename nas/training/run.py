@@ -40,19 +40,13 @@ class Run:
 
     def go(self, on_epoch: Callable[[EpochResult], None], on_step: Callable[[int, int], None]):
         """Train the epochs that are left; what was there and what came, in order."""
-        try:
+        with self.folder.running(self.history):
             for epoch in range(len(self.history), self.trainer.settings.epochs):
                 found = self.trainer.epoch(epoch, lambda done, epoch=epoch: on_step(epoch, done))
                 self.history.append(found)
                 self._save()
                 on_epoch(found)
             self._finish()
-        except BaseException as error:
-            if not isinstance(error, Exception):  # stopped from outside
-                error.add_note(self.folder.hint(len(self.history)))
-            raise
-        finally:
-            self.folder.release()
         return self.history
 
     def _save(self) -> None:
