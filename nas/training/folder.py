@@ -56,19 +56,6 @@ class _Lock:
         except (ImportError, OSError):
             pass
 
-    @contextmanager
-    def running(self, history: list) -> Iterator[None]:
-        """While epochs are added to `history`: somebody who stops the run is told what is
-        kept, and in the end another run may have the folder."""
-        try:
-            yield
-        except BaseException as error:
-            if not isinstance(error, Exception):  # stopped from outside
-                error.add_note(self.hint(len(history)))
-            raise
-        finally:
-            self.release()
-
     def release(self) -> None:
         if self.file is not None:
             os.close(self.file)
