@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fsim.errors import FaultError
 from fsim.types import FAULT
 
+from .cells import Cell
 from .rows import extend_masks, flip_rows
 
 _ONE_FLIP = (1 << 20) + 3  # random stream; error rates use the numbers of the blocks
@@ -80,19 +82,50 @@ class OneFlip:
     hw_batch = 1
     unit = "image"
 
+    permanent = False
+
+    def cells(self, space) -> tuple[Cell, ...]:
+        """All sites: bits of words x residencies; FaultError if there are none."""
+        names = [component.name for component in space.accel.components]
+        found = tuple(
+            Cell(block.layer, block.name, names.index(block.component), block.component,
+                 block.exposed_words, block.bits, block)
+            for block in space.blocks
+            if block.component in self.components
+        )  # fmt: skip
+        if not any(cell.sites for cell in found):
+            raise FaultError(
+                f"a flip in a memory needs words of {' or '.join(self.components)} among the "
+                "chosen sites and layers, got none"
+            )
+        return found
+
+    def rows_at(self, space, cells, which, word, bit) -> np.ndarray:
+        """The flips at some sites, one FAULT row each; image -1, trial and event 0.
+
+        which, word, bit  (f,) int64: number of the cell, word (and residency) and bit in it
+        """
+        rows = flip_rows(len(which), image=-1)
+        for number in np.unique(which):
+            here = np.flatnonzero(which == number)
+            cell = cells[number]
+            block = cell.source
+            residency, address, at = block.site(word[here] * block.bits + bit[here])
+            rows["layer"][here], rows["component"][here] = cell.layer, cell.component
+            rows["word"][here], rows["first"][here], rows["last"][here] = (
+                address, residency, residency,
+            )  # fmt: skip
+            rows["xor_mask"][here] = extend_masks(at, block.bits, block.signed)
+        return rows
+
     def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
         """FAULT rows of one trial, one for each image, in the order of the images."""
         images = np.asarray(images, np.int64)
-        blocks = [block for block in space.blocks if block.component in self.components]
-        offsets = np.cumsum([0] + [block.exposed_bits for block in blocks])
+        cells = self.cells(space)
+        offsets = np.cumsum([0] + [cell.sites for cell in cells])
         position = draws.sites(int(offsets[-1]), 1, _ONE_FLIP, trial, images)[:, 0]
         which = np.searchsorted(offsets, position, "right") - 1
-        names = [component.name for component in space.accel.components]
-        rows = flip_rows(len(images), trial=trial, image=images, event=np.arange(len(images)))
-        for number, block in enumerate(blocks):
-            here = np.flatnonzero(which == number)
-            residency, word, bit = block.site(position[here] - offsets[number])
-            rows["layer"][here], rows["component"][here] = block.layer, names.index(block.component)
-            rows["word"][here], rows["first"][here], rows["last"][here] = word, residency, residency
-            rows["xor_mask"][here] = extend_masks(bit, block.bits, block.signed)
+        bits = np.array([cell.bits for cell in cells])[which]
+        rows = self.rows_at(space, cells, which, *np.divmod(position - offsets[which], bits))
+        rows["trial"], rows["image"], rows["event"] = trial, images, np.arange(len(images))
         return rows

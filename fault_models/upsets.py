@@ -6,13 +6,14 @@ holds nothing of use is a site like any other and its fault is masked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fsim.errors import FaultError
 from fsim.types import FOREVER, LEVEL, STATE
 
+from .cells import Cell
 from .rows import flip_rows
 
 # Random streams of this family; memories use the numbers of their blocks.
@@ -30,22 +31,39 @@ def _masks(bits, bit, width, signed):
     return np.where(top, mask - (np.int64(1) << bits), mask)
 
 
-def _site_rows(space, sites, positions, width=1):
-    """FAULT rows (trial, image left open) for positions in the concatenated sites."""
-    offsets = np.cumsum([0] + [site.sites for site in sites])
+def _register_cells(sites) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(
+            s.layer, s.layer_name, s.component, s.component_name, s.pes * s.cycles, s.bits, s
+        )
+        for s in sites
+    )  # fmt: skip
+
+
+def _split(cells, positions):
+    """(which cell, word, bit) of positions in the concatenated cells."""
+    offsets = np.cumsum([0] + [cell.sites for cell in cells])
     which = np.searchsorted(offsets, positions, "right") - 1
-    rest = positions - offsets[which]
+    word, bit = np.divmod(
+        positions - offsets[which], np.array([cell.bits for cell in cells])[which]
+    )
+    return which, word, bit
+
+
+def _flips_at(space, cells, which, word, bit, width=1):
+    """FAULT rows (trial, image left open) that flip `width` bits of registers and nets."""
     column = {
-        name: np.array([getattr(site, name) for site in sites], np.int64)[which]
-        for name in ("layer", "component", "bits", "pes")
+        name: np.array([getattr(cell, name) for cell in cells], np.int64)[which]
+        for name in ("layer", "component", "bits")
     }
-    rest, bit = np.divmod(rest, column["bits"])
-    cycle, pe = np.divmod(rest, column["pes"])
+    pes = np.array([cell.source.pes for cell in cells], np.int64)[which]
+    signed = np.array([cell.source.signed for cell in cells])[which]
+    table = space.accel.components
+    net = np.array([table[cell.component].kind == "net" for cell in cells])[which]
+    cycle, pe = np.divmod(word, pes)
     row, col = np.divmod(pe, space.accel.cols)
-    net = np.array([space.accel.components[site.component].kind == "net" for site in sites])[which]
-    signed = np.array([site.signed for site in sites])[which]
     return flip_rows(
-        len(positions),
+        len(which),
         layer=column["layer"],
         component=column["component"],
         row=row,
@@ -101,7 +119,8 @@ class UpsetRate:
             image.append(np.full(wanted, unit[0]))
         if not positions:
             return flip_rows(0)
-        rows = _site_rows(space, sites, np.concatenate(positions))
+        cells = _register_cells(sites)
+        rows = _flips_at(space, cells, *_split(cells, np.concatenate(positions)))
         rows["trial"], rows["image"] = trial, np.concatenate(image)
         rows["event"] = np.arange(len(rows))
         return rows
@@ -129,43 +148,62 @@ class SingleFault:
     @property
     def unit(self) -> str:
         """What is independent: a permanent fault is one for all images of its trial."""
-        return "trial" if self.kind in ("stuck0", "stuck1") else "image"
+        return "trial" if self.permanent else "image"
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise FaultError(f"random fault must be one of {', '.join(KINDS)}, got {self.kind!r}")
 
-    def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
-        """FAULT rows of one trial for some images: one each (stuck-at: one, image -1)."""
+    @property
+    def permanent(self) -> bool:
+        """Whether the fault is a defect of the machine, in every layer and for every image."""
+        return self.kind in ("stuck0", "stuck1")
+
+    def cells(self, space) -> tuple[Cell, ...]:
+        """All sites of such a fault; FaultError if there are none."""
         kinds = {"transient": ("net",), "seu": ("register",), "mbu": ("register",)}.get(
             self.kind, ("register", "net")
         )
         sites = [s for s in space.registers if space.accel.components[s.component].kind in kinds]
         _check(sites, f"a fault of kind {self.kind}", kinds, space)
-        permanent = self.kind in ("stuck0", "stuck1")
-        if permanent:
+        if self.permanent:
             # A defect belongs to the machine: one site per component, bit and PE.
-            per_component = {site.component: site for site in reversed(sites)}
+            once = {site.component: site for site in reversed(sites)}
             sites = [
-                type(site)(**{**site.__dict__, "cycles": 1, "layer": -1, "signed": True})
-                for _, site in sorted(per_component.items())
+                replace(site, cycles=1, layer=-1, layer_name="(all)", signed=True)
+                for _, site in sorted(once.items())
             ]
-            images = np.array([-1])
-        images = np.asarray(images, np.int64)
-        total = sum(site.sites for site in sites)
-        stream = _PERMANENT if permanent else _SITE
-        positions = draws.sites(total, 1, stream, trial, images)[:, 0]
-        rows = _site_rows(space, sites, positions, self.width if self.kind == "mbu" else 1)
-        rows["trial"], rows["image"], rows["event"] = trial, images, np.arange(len(rows))
-        if permanent or self.kind == "intermittent":
+        return _register_cells(sites)
+
+    def rows_at(self, space, cells, which, word, bit) -> np.ndarray:
+        """The faults at some sites, one FAULT row each; image -1, trial and event 0.
+
+        which, word, bit  (f,) int64: number of the cell, word and (lowest) bit in it
+        """
+        rows = _flips_at(
+            space, cells, which, word, bit, self.width if self.kind == "mbu" else 1
+        )  # fmt: skip
+        rows["image"] = -1
+        if self.permanent or self.kind == "intermittent":
             mask = rows["xor_mask"].copy()
             rows["xor_mask"], rows["effect"] = 0, LEVEL
             if self.kind == "stuck0":
                 rows["and_mask"] = ~mask
             else:
                 rows["or_mask"] = mask
-            if permanent:
+            if self.permanent:
                 rows["first"], rows["last"] = -1, FOREVER
             else:
                 rows["last"] = rows["first"] + self.duration - 1
+        return rows
+
+    def rows(self, space, trial: int, images: np.ndarray, draws) -> np.ndarray:
+        """FAULT rows of one trial for some images: one each (stuck-at: one, image -1)."""
+        cells = self.cells(space)
+        images = np.array([-1]) if self.permanent else np.asarray(images, np.int64)
+        total = sum(cell.sites for cell in cells)
+        stream = _PERMANENT if self.permanent else _SITE
+        positions = draws.sites(total, 1, stream, trial, images)[:, 0]
+        rows = self.rows_at(space, cells, *_split(cells, positions))
+        rows["trial"], rows["image"], rows["event"] = trial, images, np.arange(len(rows))
         return rows
