@@ -395,6 +395,28 @@ class Delta:
         strides = (self.frames.strides[0], int(line[K.ROW]), int(line[K.PIXEL]), 1)
         return np.lib.stride_tricks.as_strided(flat, (len(self.frames), h, w, c), strides)
 
+    def codes(self, index: int, image: np.ndarray) -> np.ndarray:
+        """(f, ...) golden codes of an operation as held, a copy; image (f,) which images."""
+        op = self.placement.program.ops[index]
+        root = self.tables.root[index]
+        held = self._frame(root)[image].view(self.placement.program.ops[root].dtype)
+        if root != index:  # flattened: the network's own order, channels first
+            h, w, c = self.tables.size(root)
+            if self.placement.program.ops[root].is_map:
+                held = held.reshape(-1, h, w, c).transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(held).reshape(len(image), *op.layout)
+
+    def sums(self, index: int, image: np.ndarray) -> np.ndarray:
+        """(f, sums) golden sums of an array operation, without bias; of the last wrapped."""
+        t, op = self.tables, self.placement.program.ops[index]
+        if op is self.placement.program.ops[-1]:
+            return self.acc[image] - op.bias
+        line = t.ops[index]
+        size, begin, c = int(line[K.H] * line[K.W] * line[K.C]), int(line[K.BIAS]), int(line[K.C])
+        at = int(line[K.SUMS])
+        acc = self.known[image, at : at + size].reshape(len(image), -1, c)
+        return (acc - t.offset[begin : begin + c].astype(acc.dtype)).reshape(len(image), size)
+
     @staticmethod
     def bytes_of(placement: Placement) -> int:
         """Memory that one image takes."""

@@ -281,6 +281,25 @@ def run(
     )
 
 
+def step(program: Program, op: Op, inputs: tuple[np.ndarray, ...], hooks: Hooks) -> np.ndarray:
+    """One operation alone, with faults: its codes, or of the last operation its sums.
+
+    inputs  codes as held of the operations it reads, one batch of images
+    """
+    if op.stores:
+        inputs = tuple(hooks.loaded(op, slot, codes) for slot, codes in enumerate(inputs))
+    if op.is_array and op is program.ops[-1]:
+        return _last(program, op, inputs, hooks, None)[1]
+    if op.is_array:
+        out = _array(program, op, inputs, hooks, None)
+    else:
+        sources = tuple(program.ops[i] for i in op.inputs)
+        out = _OTHER[type(op)](op, inputs, sources)
+    if op.stores:
+        hooks.stored(op, out)
+    return out
+
+
 def _step(count: int, threads: int) -> int:
     """Images a chunk: at most CHUNK, and a whole number of rounds for all threads."""
     rounds = max(1, -(-count // (CHUNK * threads)))

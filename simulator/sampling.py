@@ -8,7 +8,7 @@ value of the float64 probability, and hold 128-bit thresholds. The law of every
 draw therefore differs from the exact one by less than 2^-120 in total variation
 per table look-up.
 
-Different purposes must use different `stream` numbers (below 2^28). The four
+Different purposes must use different `stream` numbers (below 2^28). The five
 functions cannot collide with each other: the upper four bits of the stream word
 say which of them draws.
 """
@@ -22,6 +22,7 @@ import numpy as np
 
 from fsim.errors import ConfigError
 from fsim.simulator.kernels import philox
+from fsim.simulator.kernels.permute import permute
 from fsim.simulator.kernels.philox import BLOCK, RNG_VERSION
 
 __all__ = [
@@ -35,11 +36,12 @@ __all__ = [
     "draw_sites_many",
     "draw_uniform",
     "draw_uniform_many",
+    "entries_of_order",
 ]
 
 MAX_STREAM = 1 << 28
 MAX_SITES = 1 << 62
-_BITS, _SITES, _UNIFORM, _COUNT = range(4)  # upper four bits of the stream word
+_BITS, _SITES, _UNIFORM, _COUNT, _ORDER = range(5)  # upper four bits of the stream word
 
 _CHUNK_MEAN = 1024  # mean of one table look-up of `draw_count`
 _MAX_HITS = 1 << 32  # keeps the 32-bit call index of a (stream, trial) from wrapping
@@ -271,3 +273,35 @@ def draw_count_many(n: int, p: float, *, seed: int, stream: int, trials: np.ndar
 def draw_count(n: int, p: float, *, seed: int, stream: int, trial: int) -> int:
     """One Binomial(n, p) count; see `draw_count_many`."""
     return int(draw_count_many(n, p, seed=seed, stream=stream, trials=_one(trial))[0])
+
+
+_SHUFFLED = 4096  # orders up to this size are drawn whole: small Feistel networks are poor
+
+
+def entries_of_order(size: int, index: np.ndarray, *, seed: int, stream: int) -> np.ndarray:
+    """Entries `index` of a random order of [0, size), (i,) int64; distinct for distinct ones.
+
+    The first n entries are a simple random sample without replacement, for every n at
+    once; all of them are every site. Raises ConfigError if an index lies outside
+    [0, size) or size outside [1, 2^62].
+    """
+    size = _checked_int(size, 1, MAX_SITES + 1, "number of fault sites")
+    index = np.ascontiguousarray(index, np.int64)
+    if index.size and (index.min() < 0 or index.max() >= size):
+        raise ConfigError(
+            f"entries of an order of {size} must lie in [0, {size}), got {index.min()} to "
+            f"{index.max()}"
+        )
+    if size <= _SHUFFLED:
+        return _shuffled(size, seed, stream)[index]
+    out = np.empty(index.size, np.int64)
+    permute(size, *_key(seed, stream, _ORDER), index, out)
+    return out
+
+
+@lru_cache(maxsize=256)
+def _shuffled(size: int, seed: int, stream: int) -> np.ndarray:
+    seed, stream = _key(seed, stream, _ORDER)
+    values = np.empty((1, size), np.float64)
+    philox.sample_uniform(seed, stream, np.zeros(1, np.int64), values)
+    return np.argsort(values[0], kind="stable")
