@@ -7,6 +7,8 @@ VENV   ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip
+# Other fault injectors, which `make bench` measures beside fsim.
+RIVALS := .bench-rivals
 
 # Where there is no GPU the CPU build is taken: 0.2 GB instead of several.
 TORCH           ?= torch==2.13.0
@@ -16,32 +18,40 @@ DEMO  ?= inject --accel systolic --ber 1e-5 --out out/demo
 TESTS ?= tests
 # Test processes; 1 runs them in this one.
 JOBS  ?= 2
+# Benchmarks by name (all of them by default) and options of `python -m bench`.
+BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench verify lint clean
+.PHONY: help setup demo test test-fast bench bench-rivals verify lint clean
 
 help:
 	@echo 'make demo       set up, then inject faults into the embedded network'
 	@echo 'make test       set up, then run all tests (TESTS=tests/test_x.py for some)'
 	@echo 'make test-fast  the tests without those marked slow'
-	@echo 'make bench      set up, then run the benchmarks (BENCH=tile for one)'
+	@echo 'make bench      set up, then measure against limits and rivals: table, out/bench'
+	@echo '                (BENCH=tile for one, BENCH=--quick for all in a minute)'
 	@echo 'make verify     check this installation against the RTL vectors'
 	@echo 'make lint       ruff'
 	@echo 'make setup      only set up $(VENV)'
-	@echo 'make clean      remove what was built or written here, .venv excepted'
+	@echo 'make clean      remove what was built or written here, environments excepted'
 
 setup: $(VENV)/.ok
 
+# torch into the environment $(1). "+cpu" resolves where such wheels are on the configured
+# index or in a folder of wheels.
+define install-torch
+	@if $(1)/bin/python -c 'import torch' 2>/dev/null; then :; \
+	elif nvidia-smi -L >/dev/null 2>&1; then $(1)/bin/python -m pip install -q '$(TORCH)'; \
+	elif $(1)/bin/python -m pip install -q --retries 0 '$(TORCH)+cpu' 2>/dev/null; then :; \
+	elif $(1)/bin/python -m pip install -q --retries 0 --index-url '$(TORCH_CPU_INDEX)' '$(TORCH)' 2>/dev/null; then :; \
+	else $(1)/bin/python -m pip install -q '$(TORCH)'; fi
+endef
+
 # torch first: the requirement of setup.cfg is then met and no second build is fetched.
-# "+cpu" resolves where such wheels are on the configured index or in a folder of wheels.
 $(VENV)/.ok: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "fsim needs Python >= 3.11, got %d.%d (set PYTHON=)" % v[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@if $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
-	elif nvidia-smi -L >/dev/null 2>&1; then $(PIP) install -q '$(TORCH)'; \
-	elif $(PIP) install -q --retries 0 '$(TORCH)+cpu' 2>/dev/null; then :; \
-	elif $(PIP) install -q --retries 0 --index-url '$(TORCH_CPU_INDEX)' '$(TORCH)' 2>/dev/null; then :; \
-	else $(PIP) install -q '$(TORCH)'; fi
+	$(call install-torch,$(VENV))
 	@$(PIP) install -q -e '.[dev]'
 	@touch $@
 
@@ -54,8 +64,18 @@ test: setup
 test-fast: setup
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow' $(TESTS)
 
+# Without a network the rivals cannot be installed: the bench says so and goes on.
 bench: setup
+	@$(MAKE) --no-print-directory bench-rivals || echo 'bench: no rivals here; going on without them' >&2
 	$(BIN)/python -m bench $(BENCH)
+
+bench-rivals: $(RIVALS)/.ok
+
+$(RIVALS)/.ok: bench/rivals/requirements.txt
+	@test -x $(RIVALS)/bin/python || $(PYTHON) -m venv $(RIVALS)
+	$(call install-torch,$(RIVALS))
+	@$(RIVALS)/bin/python -m pip install -q --retries 0 --no-deps -r $<
+	@touch $@
 
 verify: setup
 	$(BIN)/fsim verify
@@ -65,4 +85,4 @@ lint: setup
 
 clean:
 	rm -rf build dist out *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
-	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . -path './$(VENV)' -prune -o -path './$(RIVALS)' -prune -o -name __pycache__ -type d -exec rm -rf {} +

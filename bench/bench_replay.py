@@ -1,10 +1,10 @@
-"""Replay: how many outputs and whole products under a fault it gives per second.
+"""Replay: how many outputs and whole products under a fault it gives a second.
 
-Outputs: the compiled kernel alone, every output of the product walked (k = 576, as
-in a 3x3 convolution of 64 channels), under one partial-sum flip and under one stuck
-bit of a partial-sum register. Products: `walk_outputs` with the fault-free result at
-hand, as a network's fault engine calls it, and `gemm` whole, which checks operands
-and computes the fault-free product as well.
+Outputs: the compiled kernel alone, every output of the product walked (k = 576, as in a 3x3
+convolution of 64 channels), under one partial-sum flip and under one stuck bit of a
+partial-sum register. Products: `walk_outputs` with the fault-free result at hand, as a
+network's fault engine calls it, and `gemm` whole, which checks operands and computes the
+fault-free product as well.
 """
 
 from __future__ import annotations
@@ -16,45 +16,48 @@ from fsim.simulator.kernels import replay as kernels
 from fsim.simulator.replay import component_bits, walk_outputs
 from fsim.simulator.runners import table_rows
 
-from .bench_tile import fault, machine, median_seconds, operands
+from .bench_tile import LAYER, fault, machine, operands, rates
+from .figures import HIGHER, Figure
+from .timing import each
 
-K = 576
+REPEATS = 5
+SMALL = (64, LAYER[1], 64)
 MACHINES = (("systolic", "ws", "psum"), ("systolic", "os", "psum"))
 
 
-def outputs_per_second(accel, table, shape) -> float:
-    """Outputs that the kernel walks in a second."""
-    a, b, d = operands(*shape)
-    plan = accel.schedule.plan(accel, *shape)
+def outputs(accel, table, repeats: int) -> list[float]:
+    """Outputs that the kernel walks in a second, round by round."""
+    a, b, d = operands(*SMALL)
+    plan = accel.schedule.plan(accel, *SMALL)
     vector, segments = plan.vector(), plan.table()
-    touched = np.ones((shape[0], shape[2]), np.uint8)
+    touched = np.ones((SMALL[0], SMALL[2]), np.uint8)
     b_t, bits, out = np.ascontiguousarray(b.T), component_bits(accel), np.zeros(touched.shape, int)
 
     def call():
         kernels.replay(a, b_t, d, vector, segments, table, bits, touched, out)
 
     call()
-    return touched.size / median_seconds(call)
+    return rates(each(call, repeats), touched.size)
 
 
-def products_per_second(accel, table, shape) -> tuple[float, float, int]:
-    """(patched, whole) products in a second, and the outputs that the fault touches."""
-    a, b, d = operands(*shape)
-    plan = accel.schedule.plan(accel, *shape)
+def products(accel, table, repeats: int) -> tuple[list[float], list[float], int]:
+    """(patched, whole) products a second, and the outputs that the fault touches."""
+    a, b, d = operands(*LAYER)
+    plan = accel.schedule.plan(accel, *LAYER)
     plain = clean(accel, a, b, d)
     rows = table_rows(table)
     touched = int(walk_outputs(accel, plan, a, b, d, table, plain.copy()).sum())
     gemm(a, b, d, accel=accel, faults=rows, backend="replay")
-    patched = median_seconds(lambda: walk_outputs(accel, plan, a, b, d, table, plain.copy()))
-    whole = median_seconds(lambda: gemm(a, b, d, accel=accel, faults=rows, backend="replay"))
-    return 1 / patched, 1 / whole, touched
+    patched = each(lambda: walk_outputs(accel, plan, a, b, d, table, plain.copy()), repeats)
+    whole = each(lambda: gemm(a, b, d, accel=accel, faults=rows, backend="replay"), repeats)
+    return rates(patched, 1), rates(whole, 1), touched
 
 
-def live_cycle(accel, register, shape) -> int:
+def live_cycle(accel, register) -> int:
     """A cycle near the middle in which the register holds a sum that is still needed."""
-    plan = accel.schedule.plan(accel, *shape)
-    touched = np.zeros((shape[0], shape[2]), np.uint8)
-    cycle = accel.schedule.cycles(accel, *shape) // 2
+    plan = accel.schedule.plan(accel, *LAYER)
+    touched = np.zeros((LAYER[0], LAYER[2]), np.uint8)
+    cycle = accel.schedule.cycles(accel, *LAYER) // 2
     while not touched.any():
         cycle += 1
         table = np.array([fault(accel, register, 5, 7, cycle)], np.int64)
@@ -62,22 +65,28 @@ def live_cycle(accel, register, shape) -> int:
     return cycle
 
 
-def main() -> None:
-    """Print the figures of every machine and kind of fault."""
+def main(quick: bool = False) -> list[Figure]:
+    """Every machine and kind of fault."""
+    repeats = 2 if quick else REPEATS
+    figures = []
     for family, dataflow, register in MACHINES:
         accel = machine(family, dataflow)
-        small, layer = (64, K, 64), (1024, K, 64)
-        kinds = {"one psum flip": live_cycle(accel, register, layer), "one stuck psum bit": None}
+        kinds = {"one psum flip": live_cycle(accel, register), "one stuck psum bit": None}
         for name, cycle in kinds.items():
             table = np.array([fault(accel, register, 5, 7, cycle)], np.int64)
-            speed = outputs_per_second(accel, table, small)
-            patched, whole, touched = products_per_second(accel, table, layer)
-            print(
-                f"{family:9} {dataflow}  {name:18}: {speed / 1e6:6.3f} M outputs/s of k = {K}; "
-                f"GEMM {'x'.join(map(str, layer))}, {touched} outputs touched: "
-                f"{patched:6.0f} patched/s, {whole:5.1f} whole/s"
-            )
+            label = f"{family} {dataflow}: {name}"
+            walked = [value / 1e6 for value in outputs(accel, table, repeats)]
+            patched, whole, touched = products(accel, table, repeats)
+            shape, reach = " x ".join(map(str, LAYER)), f"{touched} outputs touched"
+            figures += [
+                Figure(f"{label}, outputs of k = {SMALL[1]}", walked, "M/s", HIGHER),
+                Figure(f"{label}, GEMM {shape} patched", patched, "/s", HIGHER, note=reach),
+                Figure(f"{label}, GEMM {shape} whole", whole, "/s", HIGHER, note=reach),
+            ]
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    from .figures import table
+
+    print(table(main()))

@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+
+from .figures import LOWER, Figure
+from .timing import seconds
 
 REPEATS = 7
 HELP_LIMIT_S = 0.3
 
 
-def seconds(arguments: list[str]) -> float:
-    """Wall time of one `fsim` process; CalledProcessError if it fails."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "fsim", *arguments], check=True, capture_output=True)
-    return time.perf_counter() - start
+def python(*arguments: str) -> float:
+    """Wall time of one Python process; CalledProcessError if it fails."""
+    command = [sys.executable, *arguments]
+    return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
 
 
-def show(label: str, times: list[float]) -> float:
-    """Print median and range; return the median."""
-    median = statistics.median(times)
-    print(f"{label}: median {median:.3f} s of {len(times)} (from {min(times):.3f})")
-    return median
-
-
-def main():
-    help_s = show("fsim --help", [seconds(["--help"]) for _ in range(REPEATS)])
-    print(f"  limit {HELP_LIMIT_S} s: {'kept' if help_s < HELP_LIMIT_S else 'EXCEEDED'}")
-    bare = [sys.executable, "-c", "import click"]
-    start = time.perf_counter()
-    subprocess.run(bare, check=True)
-    print(f"  of which Python and click alone: {time.perf_counter() - start:.3f} s")
+def main(quick: bool = False) -> list[Figure]:
+    """Seconds of whole processes."""
+    repeats = 3 if quick else REPEATS
+    python("-m", "fsim", "--help")
+    bare, helped = [], []
+    for _ in range(repeats):
+        bare.append(python("-c", "import click"))
+        helped.append(python("-m", "fsim", "--help"))
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         a, b, out = (str(Path(folder) / name) for name in ("a.npy", "b.npy", "c.npy"))
-        np.save(a, rng.integers(-128, 128, (16, 16)).astype(np.int8))
-        np.save(b, rng.integers(-128, 128, (16, 16)).astype(np.int8))
-        gemm = ["gemm", "--accel", "systolic-8x8", "--a", a, "--b", b, "--out", out]
-        gemm += ["--backend", "tile", "--fault", "component=psum,bit=3,cycle=9"]
-        first = seconds(gemm)
-        print(f"fsim gemm --backend tile, first call: {first:.3f} s (compiles if not cached)")
-        show("fsim gemm --backend tile, further calls", [seconds(gemm) for _ in range(REPEATS)])
+        for path in (a, b):
+            np.save(path, rng.integers(-128, 128, (16, 16)).astype(np.int8))
+        gemm = ["-m", "fsim", "gemm", "--accel", "systolic-8x8", "--a", a, "--b", b, "--out", out,
+                "--backend", "tile", "--fault", "component=psum,bit=3,cycle=9"]  # fmt: skip
+        first = python(*gemm)
+        further = [python(*gemm) for _ in range(repeats)]
+    return [
+        Figure("fsim --help", helped, "s", LOWER, floor=HELP_LIMIT_S,
+               source="this project's limit"),
+        Figure("Python and click alone", bare, "s", LOWER),
+        Figure("fsim gemm --backend tile, first call", [first], "s", LOWER,
+               note="compiles kernels if they are not cached"),
+        Figure("fsim gemm --backend tile, further calls", further, "s", LOWER),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    from .figures import table
+
+    print(table(main()))

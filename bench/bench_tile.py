@@ -1,20 +1,19 @@
 """Compiled cycle-level simulation: speed of the whole array and of single faults.
 
-PE-cycles per second: a permanent fault in the first column's operand registers, so
-that every PE is simulated in every cycle. Faults per second: a flip of one
-accumulator bit, of which only the phases and columns it can reach are simulated.
-Compile (or cache load) time is told apart.
+PE-cycles a second: a permanent fault in the first column's operand registers, so that every
+PE is simulated in every cycle. Faults a second: a flip of one accumulator bit, of which only
+the phases and columns it can reach are simulated. Compile (or cache load) time is told apart.
 """
 
 from __future__ import annotations
-
-import statistics
-import time
 
 import numpy as np
 
 from fsim.accel_models.accel import Accel
 from fsim.types import FOREVER, LEVEL, STATE
+
+from .figures import HIGHER, LOWER, Figure
+from .timing import each, seconds
 
 REPEATS = 5
 MACHINES = (
@@ -25,6 +24,8 @@ MACHINES = (
     ("pipelined", "ws", "x_old", "mac_out"),
     ("pipelined", "os", "x_old", "mac_out"),
 )
+LAYER = (1024, 576, 64)
+"""m, k, n of a 3x3 convolution of 64 channels on 32 x 32 pixels."""
 
 
 def machine(family: str, dataflow: str) -> Accel:
@@ -32,17 +33,6 @@ def machine(family: str, dataflow: str) -> Accel:
     return Accel(
         name=family, family=family, dataflow=dataflow, dataflows=(dataflow,), rows=16, cols=16
     )
-
-
-def median_seconds(call, calls: int = 1) -> float:
-    """Median of REPEATS timings of `calls` calls, per call."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        times.append((time.perf_counter() - start) / calls)
-    return statistics.median(times)
 
 
 def operands(m: int, k: int, n: int):
@@ -60,46 +50,57 @@ def fault(accel, component: str, row: int, col: int, cycle: int | None) -> list[
     return [index, row, col, -1, STATE, cycle, cycle, -1, 0, 8]
 
 
-def whole_array(accel, operand: str) -> None:
+def rates(taken: list[float], work: float) -> list[float]:
+    """Work a second of each round."""
+    return [work / value for value in taken]
+
+
+def whole_array(accel, operand: str, repeats: int) -> Figure:
+    """Every PE in every cycle."""
     a, b, d = operands(128, 128, 128)
     cycles = accel.schedule.cycles(accel, 128, 128, 128)
     table = np.array([fault(accel, operand, i, 0, None) for i in range(16)], np.int64)
-    start = time.perf_counter()
-    accel.tile.run(accel, a[:16, :16], b[:16, :16], d[:16, :16], table)
-    first = time.perf_counter() - start
-    seconds = median_seconds(lambda: accel.tile.run(accel, a, b, d, table))
-    print(
-        f"{accel.family:9} {accel.dataflow}  16x16, GEMM 128x128x128: "
-        f"{cycles / seconds / 1e6:6.2f} M cycles/s, "
-        f"{256 * cycles / seconds / 1e6:6.0f} M PE-cycles/s  (compile or load {first:.2f} s)"
-    )
+    first = seconds(lambda: accel.tile.run(accel, a[:16, :16], b[:16, :16], d[:16, :16], table))
+    taken = each(lambda: accel.tile.run(accel, a, b, d, table), repeats)
+    return Figure(
+        f"{accel.family} {accel.dataflow}: whole array, GEMM 128 x 128 x 128",
+        rates(taken, 256 * cycles / 1e6), "M PE-cycles/s", HIGHER,
+        note=f"compiled or loaded in {first:.2f} s",
+    )  # fmt: skip
 
 
-def single_faults(accel, component: str) -> None:
+def single_faults(accel, component: str, repeats: int) -> list[Figure]:
+    """One flip in a tile, and in a layer with and without the fault-free result at hand."""
+    label = f"{accel.family} {accel.dataflow}: one {component} flip"
     a, b, d = operands(16, 16, 16)
     cycles = accel.schedule.cycles(accel, 16, 16, 16)
     table = np.array([fault(accel, component, 5, 7, cycles // 2)], np.int64)
-    tile = median_seconds(lambda: accel.tile.run(accel, a, b, d, table), 200)
-    shape = (1024, 576, 64)  # a 3x3 convolution of 64 channels on 32x32 pixels
-    a, b, d = operands(*shape)
-    cycles = accel.schedule.cycles(accel, *shape)
+    tile = each(lambda: accel.tile.run(accel, a, b, d, table), repeats, 200)
+    a, b, d = operands(*LAYER)
+    cycles = accel.schedule.cycles(accel, *LAYER)
     table = np.array([fault(accel, component, 5, 7, cycles // 2)], np.int64)
-    layer = median_seconds(lambda: accel.tile.run(accel, a, b, d, table), 3)
+    layer = each(lambda: accel.tile.run(accel, a, b, d, table), repeats)
     clean = accel.tile.run(accel, a, b, d, table[:0])[0]
-    given = median_seconds(lambda: accel.tile.run(accel, a, b, d, table, clean=clean), 3)
-    print(
-        f"{accel.family:9} {accel.dataflow}  one {component} flip: {1 / tile:7.0f} tiles/s "
-        f"of 16x16x16; GEMM {'x'.join(map(str, shape))} {1e3 * layer:.1f} ms, "
-        f"{1e3 * given:.1f} ms with the fault-free result at hand"
-    )
+    given = each(lambda: accel.tile.run(accel, a, b, d, table, clean=clean), repeats)
+    shape = " x ".join(map(str, LAYER))
+    return [
+        Figure(f"{label}, GEMM 16 x 16 x 16", rates(tile, 1), "/s", HIGHER),
+        Figure(f"{label}, GEMM {shape}", [1e3 * v for v in layer], "ms", LOWER),
+        Figure(f"{label}, the same with the fault-free result at hand",
+               [1e3 * v for v in given], "ms", LOWER),
+    ]  # fmt: skip
 
 
-def main():
-    for family, dataflow, operand, _ in MACHINES:
-        whole_array(machine(family, dataflow), operand)
+def main(quick: bool = False) -> list[Figure]:
+    """All machines."""
+    repeats = 2 if quick else REPEATS
+    figures = [whole_array(machine(f, flow), operand, repeats) for f, flow, operand, _ in MACHINES]
     for family, dataflow, _, psum in MACHINES:
-        single_faults(machine(family, dataflow), psum)
+        figures += single_faults(machine(family, dataflow), psum, repeats)
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    from .figures import table
+
+    print(table(main()))

@@ -1,0 +1,1 @@
+"""Other fault injectors, measured beside fsim in an environment of their own."""
