@@ -62,8 +62,7 @@ def show(section: report.Section) -> None:
     """Print one benchmark's table."""
     if section.figures:
         print(table(section.figures))
-    notes = dict.fromkeys(figure.note for figure in section.figures if figure.note)
-    for line in (*section.notes, *notes):
+    for line in (*section.notes, *report.figure_notes(section)):
         print(f"- {line}")
     if section.error:
         print(f"failed: {section.error}")

@@ -32,7 +32,7 @@ BATCH = 128
 REPEATS, REPEATS_FAULTY = 15, 9
 TRIALS = 4
 FLOOR, AIM = 0.5, 0.2
-SOURCE = "of torch's float32 time"
+SOURCE = "inference against torch's float32 time"
 RATE = 1e-5
 
 NOTES = (

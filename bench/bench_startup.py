@@ -41,7 +41,7 @@ def main(quick: bool = False) -> list[Figure]:
         further = [python(*gemm) for _ in range(repeats)]
     return [
         Figure("fsim --help", helped, "s", LOWER, floor=HELP_LIMIT_S,
-               source="this project's limit"),
+               source="start-up of the command line"),
         Figure("Python and click alone", bare, "s", LOWER),
         Figure("fsim gemm --backend tile, first call", [first], "s", LOWER,
                note="compiles kernels if they are not cached"),

@@ -26,7 +26,7 @@ from .timing import THREADS, alternate, threads_text, torch_threads
 
 REPEATS = 7
 FLOOR, AIM = 1.5, 1.2
-SOURCE = "of the time of the same step without faults"
+SOURCE = "training against the same step without faults"
 
 NOTES = (
     "torch has no integer training step: `fake` rounds operands to 8-bit grids in float32, which "

@@ -124,15 +124,13 @@ def number(value: float | None) -> str:
         return ""
     if value == 0:
         return "0"
-    digits = 2 - math.floor(math.log10(abs(value)))
-    rounded = round(value, digits)
-    if abs(rounded) >= 10 ** (digits + 1) and digits > 0:  # 9.999 becomes 10.0
-        digits -= 1
+    rounded = float(f"{value:.3g}")
+    digits = 2 - math.floor(math.log10(abs(rounded)))
     return f"{rounded:,.{max(digits, 0)}f}"
 
 
 def times(ratio: float | None) -> str:
-    """A ratio as it is read: 79 x, 0.20 x."""
+    """A ratio as it is read: 79.4 x, 0.200 x."""
     return "" if ratio is None else f"{number(ratio)} x"
 
 
@@ -150,7 +148,8 @@ def limits(figure: Figure) -> tuple[str, str]:
     return tuple("" if v is None else f"{sign} {show(v)}" for v in (figure.floor, figure.aim))
 
 
-HEADS = ("figure", "value", "unit", "rounds", "against", "its value", "ratio", "floor", "aim", "")
+HEADS = ("figure", "value", "unit", "rounds", "against", "its value", "ratio", "floor", "aim",
+         "verdict")  # fmt: skip
 
 
 def row(figure: Figure) -> tuple[str, ...]:

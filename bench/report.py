@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -180,13 +181,19 @@ def document(run: Run, picture: str = "") -> str:
     """Markdown of a run; `picture` is the path of its picture as seen from the document."""
     title = ["# Benchmarks", ""]
     title += [
-        "The last committed run of `python -m bench --docs docs/benchmarks.md`, which writes this "
-        "page, and its picture, anew. `make bench` measures, prints the same tables and writes "
-        "`out/bench/bench.json` with every round. Figures of other runs, machines or loads are "
-        "not comparable with these; ratios less so, because both sides took turns.",
+        _wrapped(
+            "The last committed run of `make bench BENCH='--docs docs/benchmarks.md'`, which "
+            "writes this page and its picture anew. `make bench` alone measures, prints the same "
+            "tables and writes `out/bench/bench.json`, with every round, and `bench.png`. Figures "
+            "of two runs, machines or loads cannot be compared; ratios can, because what they "
+            "are of took turns."
+        ),
         "",
-        "A value is the median of its rounds, *rounds* the least and the greatest. Where something "
-        "stands beside it, floor and aim are about the ratio. A missed limit is in bold.",
+        _wrapped(
+            "A value is the median of its rounds, *rounds* the least and the greatest. Where "
+            "something stands beside it, floor and aim are about the ratio. A missed limit is "
+            "in bold."
+        ),
     ]
     if run.quick:
         title += ["", "**Quick run**: few and short rounds, for a look only."]
@@ -199,8 +206,10 @@ def document(run: Run, picture: str = "") -> str:
     ]
     about += [
         "",
-        "Load is the mean number of processes that ran or waited in the minute before; the "
-        "benchmarks' own are in it, so the first one tells what else the machine did.",
+        _wrapped(
+            "Load is the mean number of processes that ran or waited in the minute before. The "
+            "benchmarks' own are in it: what else the machine did, the first one tells."
+        ),
     ]
     lines = [*title, *about]
     chosen = judged(run.figures)
@@ -209,7 +218,7 @@ def document(run: Run, picture: str = "") -> str:
         lines += [f"![Figures against limits and rivals]({picture})", ""] if picture else []
         lines.append(markdown(chosen))
         sources = {f.source: None for f in chosen if f.source}
-        lines += ["", "Limits: " + "; ".join(sources) + "."] if sources else []
+        lines += ["", _wrapped("Limits: " + "; ".join(sources) + ".")] if sources else []
     for section in run.sections:
         lines += ["", f"## {section.name}", "", *_section(section)]
     return "\n".join(lines) + "\n"
@@ -218,19 +227,30 @@ def document(run: Run, picture: str = "") -> str:
 def _section(section: Section) -> list[str]:
     lines = [section.about.strip()]
     for note in section.notes:
-        lines += ["", note]
+        lines += ["", _wrapped(note)]
     lines.append("")
     if section.error:
         lines += [f"**Failed**: {section.error}", ""]
     if section.figures:
         lines += [markdown(section.figures), ""]
+    lines += [_wrapped(f"- {note}", 2) for note in figure_notes(section)]
+    lines += ["", f"Took {section.seconds:.0f} s."]
+    return lines
+
+
+def figure_notes(section: Section) -> list[str]:
+    """Each note once, with the figures that it is of."""
     notes: dict[str, list[str]] = {}
     for figure in section.figures:
         if figure.note:
             notes.setdefault(figure.note, []).append(figure.name)
-    lines += [f"- {', '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()]
-    lines += ["", f"Took {section.seconds:.0f} s."]
-    return lines
+    return [f"{', '.join(dict.fromkeys(names))}: {note}" for note, names in notes.items()]
+
+
+def _wrapped(text: str, indent: int = 0) -> str:
+    return textwrap.fill(
+        text, 100, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def write_document(run: Run, path: str | os.PathLike, picture: str = "") -> None:

@@ -54,7 +54,8 @@ def outputs(model: torch.nn.Module, images: torch.Tensor) -> Sites:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Conv2d)
     ]
-    model(images)
+    with torch.no_grad():
+        model(images)
     for hook in hooks:
         hook.remove()
     return Sites(*zip(*seen))
