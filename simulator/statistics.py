@@ -210,15 +210,27 @@ def cluster_interval(
         )
     if method not in ("korn-graubard", "t"):
         raise ConfigError(f"method must be 'korn-graubard' or 't', got {method!r}")
+    return interval_of_trials(
+        events.sum(axis=1, dtype=np.int64), events.shape[1], confidence=confidence, method=method
+    )
+
+
+def interval_of_trials(
+    hits: np.ndarray, images: int, *, confidence: float = 0.95, method: str = "korn-graubard"
+) -> Interval:
+    """`cluster_interval` from the events of each trial.
+
+    hits    (trials,) how many of a trial's images had the event
+    images  of every trial
+    """
     confidence = _checked_confidence(confidence)
-    trials, images = events.shape
+    hits = np.asarray(hits, np.int64)
+    trials = len(hits)
     if trials == 0:
         return Interval(0.0, 1.0, math.nan, "no trials", confidence)
-    if images == 1:
-        return clopper_pearson(int(events.sum()), trials, confidence=confidence)
-
-    hits = events.sum(axis=1, dtype=np.int64)
     total = int(hits.sum())
+    if images == 1:
+        return clopper_pearson(total, trials, confidence=confidence)
     estimate = total / (trials * images)
     # Integer sums: whether there is any variance must not hang on rounding.
     spread = trials * int((hits * hits).sum()) - total * total

@@ -23,6 +23,7 @@ from fsim.errors import FsimError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "inject": ("fsim.cli.inject:inject", "Faults in a network: accuracy, outcomes, curve."),
+    "campaign": ("fsim.cli.campaign:campaign", "How likely a fault matters, with an interval."),
     "train": ("fsim.cli.train:train", "Train a network to bear faults."),
     "calibrate": ("fsim.cli.calibrate:calibrate", "Statistical models that a machine amounts to."),
     "replay": ("fsim.cli.replay:replay", "Recompute every outcome of a trace from its rows."),

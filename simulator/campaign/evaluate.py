@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from fsim.errors import ConfigError, MappingError
 from fsim.simulator import program as P
 from fsim.simulator.batch import Batch
 from fsim.simulator.delta import Changes, Delta
-from fsim.simulator.engine import FaultHooks, clean_hooks
+from fsim.simulator.engine import FaultHooks
 from fsim.simulator.inject import BATCH, run_rows
 from fsim.simulator.kernels.requantise import requantise_at
 from fsim.simulator.sites import Placement
@@ -25,6 +26,7 @@ from fsim.simulator.trace_format import OUTCOME, tensor_digest
 from fsim.simulator.walks import register_sums, walkable
 
 from .golden import MEMORY, GoldenCache
+from .population import Drawn
 
 WAYS = ("auto", "differences", "whole")
 _STRUCK = 64  # inferences whose struck layer is computed together
@@ -43,8 +45,6 @@ class Evaluator:
         self, placement: Placement, images, labels, *, way: str = "auto",
         memory: int = MEMORY, threads: int = 1, backend: str = "auto",
     ):  # fmt: skip
-        from fsim.errors import ConfigError, MappingError
-
         if way not in WAYS:
             raise ConfigError(f"way must be one of {', '.join(WAYS)}, got {way!r}")
         self.placement, self.threads, self.backend = placement, threads, backend
@@ -55,37 +55,34 @@ class Evaluator:
         names = [component.name for component in placement.accel.components]
         self._acts, self._weights, self._psums = map(names.index, ("acts", "weights", "psums"))
 
-    def outcomes(self, rows: np.ndarray, image: np.ndarray) -> np.ndarray:
-        """OUTCOME rows of trials with one fault each, in the order of (trial, image).
-
-        rows   (t,) FAULT, one a trial, in ascending order of their trials; their `image`
-               is not looked at
-        image  (t, e) int64 ascending images that each fault meets
-        """
+    def outcomes(self, drawn: Drawn) -> np.ndarray:
+        """OUTCOME rows of trials, in the order of (trial, image)."""
+        rows, image, trial = drawn.rows, drawn.image, drawn.trial
         each = image.shape[1]
-        trial = rows["trial"]
-        if (rows["layer"] < 0).any():
-            return self.machines(trial, [rows[i : i + 1] for i in range(len(rows))], image)
-        which = np.repeat(np.arange(len(rows)), each)
-        if self.whole:
-            return self.together(np.repeat(trial, each), image.reshape(-1), rows, which)
-        return self.differences(np.repeat(trial, each), image.reshape(-1), rows, which)
+        lasting = not drawn.single or bool((rows["layer"] < 0).any())
+        if each == len(self.golden.answers.images) > 1 and (lasting or self.whole):
+            cuts = zip(drawn.begin[:-1], drawn.begin[1:])
+            return self.machines(trial, [rows[a:b] for a, b in cuts], image)
+        which = np.repeat(np.arange(len(trial)), each)
+        if drawn.single and not lasting and not self.whole:
+            return self.differences(trial[which], image.reshape(-1), rows, which)
+        return self.together(trial[which], image.reshape(-1), rows, drawn.begin, which)
 
     # --- whole inferences ---
 
-    def together(self, trial, image, rows, which=None, begin=None) -> np.ndarray:
-        """OUTCOME rows of inferences, each with faults of its own, as whole inferences.
+    def together(self, trial, image, rows, begin, which) -> np.ndarray:
+        """OUTCOME rows of inferences as whole inferences, many in a batch.
 
         trial, image  (f,) of each inference
-        which  (f,) the one row of each inference; or begin (f + 1,) where its rows begin
+        rows, begin   FAULT of all trials and where each one's begin
+        which         (f,) ascending: number of the inference's trial among them
         """
         golden = self.golden.answers
         program = self.placement.program
-        if begin is None:
-            index, slot = which, np.arange(len(which))
-        else:
-            index = np.arange(begin[-1])
-            slot = np.repeat(np.arange(len(trial)), np.diff(begin))
+        sizes = np.diff(begin)[which]
+        ends = np.cumsum(sizes)
+        slot = np.repeat(np.arange(len(which)), sizes)
+        index = np.repeat(begin[which] - ends + sizes, sizes) + np.arange(len(slot))
         acc = np.empty((len(trial), golden.acc.shape[1]), np.int64)
         classes = np.empty(len(trial), np.int32)
 
@@ -103,28 +100,20 @@ class Evaluator:
         return self._table(trial, image, acc, classes)
 
     def machines(self, trial, rows: list[np.ndarray], image: np.ndarray) -> np.ndarray:
-        """OUTCOME rows of trials whose faults strike all their images.
+        """OUTCOME rows of trials whose faults strike all images of the run.
 
-        rows   FAULT of each trial; image (t, e) the images it meets
+        rows   FAULT of each trial; image (t, images)
         """
         golden = self.golden.answers
-        every = image.shape[1] == len(golden.images)
 
         def run(number: int):
             mine = rows[number].copy()
             mine["image"] = -1
-            if every:
-                found = run_rows(
-                    self.placement, golden, mine, trial=int(trial[number]), backend=self.backend,
-                    threads=1,
-                )  # fmt: skip
-                return found.acc, found.top1
-            parts = [
-                run_rows(self.placement, golden, mine, first=int(i), count=1,
-                         backend=self.backend, threads=1)
-                for i in image[number]
-            ]  # fmt: skip
-            return np.concatenate([p.acc for p in parts]), np.concatenate([p.top1 for p in parts])
+            found = run_rows(
+                self.placement, golden, mine, trial=int(trial[number]), backend=self.backend,
+                threads=1,
+            )  # fmt: skip
+            return found.acc, found.top1
 
         found = list(
             P.concurrently(self.placement.program, run, range(len(trial)), self.threads)
@@ -298,5 +287,3 @@ def _some(changes: Changes, which: np.ndarray) -> Changes:
     begin = np.append(changes.begin[which], changes.begin[-1])
     return Changes(changes.image[which], changes.op[which], begin, changes.index, changes.code)
 
-
-__all__ = ["WAYS", "Evaluator", "clean_hooks", "whole_reason"]

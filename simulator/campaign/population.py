@@ -1,191 +1,206 @@
-"""What a campaign draws from: every (fault site, image), numbered and cut into strata.
+"""Faults of a campaign's trials: drawn from a frame, from counts of flips, as chips, or given.
 
-A site is a bit of a register in a cycle, a bit of a stored word in a residency, or a bit
-of a register that is stuck for good. Transient faults strike one inference: the
-population is sites x images. Of lasting damage, and where every fault is to meet several
-images, the fault is the unit: the population is the sites, and each meets the images
-that a campaign gives it.
+Each population has `draw(trials) -> Drawn` and a `frame` or strata of its own; a trial's
+faults are a function of (seed, trial) alone.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from fsim.errors import ConfigError
-from fsim.simulator.sampling import MAX_SITES, entries_of_order
+from fsim.simulator.draws import Draws
+from fsim.simulator.sampling import draw_sites, entries_of_order
 from fsim.simulator.sites import SiteSpace
+from fsim.types import FAULT
 
-AXES = ("layer", "component", "bit")
-"""What strata may be told apart by."""
+from .frame import Frame
 
-_ORDER_STREAM = 1 << 24  # random orders of strata; images of a fault use the next one
-_IMAGES_STREAM = _ORDER_STREAM - 1
+# Random streams of this family, beyond those of blocks and upsets; strata count up.
+_ORDER = 1 << 24
+_IMAGES, _FLIPS, _FLIP_IMAGE = _ORDER - 1, _ORDER - 2, _ORDER - 3
 
 
 @dataclass(frozen=True, eq=False)
-class Stratum:
-    """Members that are drawn alike.
+class Drawn:
+    """Faults of some trials.
 
-    number  position among the strata
-    key     axis -> name or bit, for the axes strata are told apart by
-    cells   (c,) numbers of its cells; bit: the only bit of them it has, or -1
-    sites   (c,) sites of each cell that are in it
+    trial  (t,) int64 ascending
+    rows   (f,) FAULT, sorted by trial; begin (t + 1,) where each trial's begin
+    image  (t, e) int64: the images each trial meets, ascending
     """
 
-    number: int
-    key: dict[str, str | int]
-    cells: np.ndarray
-    bit: int
-    sites: np.ndarray
+    trial: np.ndarray
+    rows: np.ndarray
+    begin: np.ndarray
+    image: np.ndarray
 
-    @cached_property
-    def offsets(self) -> np.ndarray:
-        """(c + 1,) where each cell's sites begin."""
-        return np.concatenate([[0], np.cumsum(self.sites)])
+    @property
+    def single(self) -> bool:
+        """Whether every trial has exactly one row."""
+        return len(self.rows) == len(self.trial) and bool((np.diff(self.begin) == 1).all())
 
 
-class Population:
-    """The members of a campaign.
+class SingleFaults:
+    """One fault a trial, without repetition, from every stratum of a frame.
 
-    space     where faults may strike
-    model     a fault model with `cells` and `rows_at` (see fault_models.cells)
-    images    images of the run
-    each      images that a fault meets; None: one, and (site, image) is the member
-    stratify  axes of AXES that strata are told apart by
-    seed      of the random orders
+    space  where faults may strike; model: a fault model with `cells` and `rows_at`
+    each, stratify  as in Frame
     """
 
-    def __init__(
-        self,
-        space: SiteSpace,
-        model,
-        images: int,
-        *,
-        each: int | None = None,
-        stratify: Iterable[str] = (),
-        seed: int = 0,
-    ):
-        if each is not None and not 1 <= each <= images:
-            raise ConfigError(f"a fault can meet 1 to {images} images, got {each}")
-        self.space, self.model, self.images, self.each = space, model, images, each
-        self.seed, self.stratify = seed, tuple(stratify)
-        unknown = [axis for axis in self.stratify if axis not in AXES]
-        if unknown or len(set(self.stratify)) < len(self.stratify):
-            raise ConfigError(
-                f"strata must be told apart by {', '.join(AXES)}, each once, "
-                f"got {','.join(self.stratify)}"
-            )
-        self.cells = model.cells(space)
-        self.strata = tuple(self._strata())
-        if self.size > MAX_SITES:
-            raise ConfigError(
-                f"a campaign must have at most {MAX_SITES} faults to choose from, got {self.size}"
-            )
+    def __init__(self, space: SiteSpace, model, images: int, *, each=None, stratify=(), seed=0):
+        self.space, self.model, self.seed = space, model, seed
+        self.frame = Frame(model.cells(space), images, each, tuple(stratify))
 
-    def _strata(self) -> Iterable[Stratum]:
-        found: dict[tuple, list[tuple[int, int]]] = {}
-        for number, cell in enumerate(self.cells):
-            if not cell.words:
-                continue
-            names = {"layer": cell.layer_name, "component": cell.component_name}
-            bits = range(cell.bits) if "bit" in self.stratify else (-1,)
-            for bit in bits:
-                key = tuple(bit if axis == "bit" else names[axis] for axis in self.stratify)
-                sites = cell.words if bit >= 0 else cell.sites
-                found.setdefault(key, []).append((number, sites))
-        at = self.stratify.index("bit") if "bit" in self.stratify else None
-        for number, (key, members) in enumerate(found.items()):
-            cells, sites = (np.array(column, np.int64) for column in zip(*members))
-            bit = -1 if at is None else key[at]
-            yield Stratum(number, dict(zip(self.stratify, key)), cells, bit, sites)
-
-    @property
-    def sites(self) -> int:
-        """Sites of one image."""
-        return sum(cell.sites for cell in self.cells)
-
-    @cached_property
-    def sizes(self) -> np.ndarray:
-        """(strata,) int64 members of each stratum."""
-        per_site = self.images if self.each is None else 1
-        return np.array([int(s.offsets[-1]) * per_site for s in self.strata], np.int64)
-
-    @property
-    def size(self) -> int:
-        """Members of all strata."""
-        return sum(int(size) for size in self.sizes)
-
-    def split(self, trial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(stratum, index in its random order) of trial numbers."""
-        index, stratum = np.divmod(np.asarray(trial, np.int64), len(self.strata))
-        return stratum, index
-
-    def trials(self, stratum: int, first: int, last: int) -> np.ndarray:
-        """Trial numbers of entries [first, last) of a stratum's order."""
-        return np.arange(first, last, dtype=np.int64) * len(self.strata) + stratum
-
-    def draw(self, trial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The faults of some trials.
-
-        Returns (rows, image): one FAULT row a trial, and (trials, each or 1) int64 images
-        that it meets. Without `each` a row carries its image, else -1.
-        """
-        trial = np.asarray(trial, np.int64)
-        stratum, index = self.split(trial)
+    def draw(self, trials: np.ndarray) -> Drawn:
+        """One FAULT row a trial; it carries its image, or -1 where a fault meets several."""
+        frame = self.frame
+        trial = np.sort(np.asarray(trials, np.int64))
+        stratum, index = frame.split(trial)
         which, word, bit = (np.empty(len(trial), np.int64) for _ in range(3))
-        image = np.empty((len(trial), self.each or 1), np.int64)
-        for number in np.unique(stratum).tolist():
-            here = np.flatnonzero(stratum == number)
-            mine = self.strata[number]
+        image = np.empty((len(trial), frame.unit_images), np.int64)
+        order = np.argsort(stratum, kind="stable")
+        cuts = np.flatnonzero(np.diff(stratum[order])) + 1
+        for here in np.split(order, cuts) if len(order) else ():
+            number = int(stratum[here[0]])
+            mine = frame.strata[number]
             member = entries_of_order(
-                int(self.sizes[number]), index[here], seed=self.seed, stream=_ORDER_STREAM + number
+                frame.sizes[number], index[here], seed=self.seed, stream=_ORDER + number
             )
-            if self.each is None:
-                member, image[here, 0] = np.divmod(member, self.images)
+            if frame.each is None:
+                member, image[here, 0] = np.divmod(member, frame.images)
             cell = np.searchsorted(mine.offsets, member, "right") - 1
             rest = member - mine.offsets[cell]
             which[here] = mine.cells[cell]
             if mine.bit >= 0:
                 word[here], bit[here] = rest, mine.bit
             else:
-                bits = np.array([self.cells[c].bits for c in mine.cells])[cell]
+                bits = np.array([frame.cells[c].bits for c in mine.cells])[cell]
                 word[here], bit[here] = np.divmod(rest, bits)
-        rows = self.model.rows_at(self.space, self.cells, which, word, bit)
+        rows = self.model.rows_at(self.space, frame.cells, which, word, bit)
         rows["trial"] = trial
-        if self.each is None:
+        if frame.each is None:
             rows["image"] = image[:, 0]
-        elif self.each == self.images:
-            image[...] = np.arange(self.images)
+        elif frame.each == frame.images:
+            image[...] = np.arange(frame.images)
         else:
             for number, one in enumerate(trial.tolist()):
                 image[number] = self._images_of(one)
-        return rows, image
+        return Drawn(trial, rows, np.arange(len(trial) + 1), image)
 
     def _images_of(self, trial: int) -> np.ndarray:
         """The images that a fault meets: without repetition, sorted."""
-        drawn = np.empty(0, np.int64)
-        size = self.each
-        while len(drawn) < self.each:
-            from fsim.simulator.sampling import draw_sites
-
+        wanted, size = self.frame.each, self.frame.each
+        while True:  # a prefix of an endless sequence, until enough are distinct
             found = draw_sites(
-                self.images, size, seed=self.seed, stream=_IMAGES_STREAM, trial=trial
-            )
-            drawn = found[np.sort(np.unique(found, return_index=True)[1])]
-            size += 2 * (self.each - len(drawn)) + 8
-        return np.sort(drawn[: self.each])
+                self.frame.images, size, seed=self.seed, stream=_IMAGES, trial=trial
+            )  # fmt: skip
+            distinct = found[np.sort(np.unique(found, return_index=True)[1])]
+            if len(distinct) >= wanted:
+                return np.sort(distinct[:wanted])
+            size += 2 * (wanted - len(distinct)) + 8
 
-    def describe(self) -> dict:
-        """Sizes as JSON values, for a plan."""
-        return {
-            "sites_per_image": self.sites,
-            "members": self.size,
-            "strata": len(self.strata),
-            "images_per_fault": self.each or 1,
-            "log10_members": round(math.log10(max(self.size, 1)), 2),
-        }
+
+class Flips:
+    """Exactly j flips of distinct bits in one inference, for each j of some counts.
+
+    Under a bit error rate p every set of j bits is equally likely given j, and j is
+    Binomial(bits, p): what these trials find answers every rate (`flip_strata`).
+
+    flips  ascending counts, the strata; model: a fault model of memory bits with cells
+    Trial = index x strata + stratum.
+    """
+
+    def __init__(self, space: SiteSpace, model, images: int, flips, *, seed=0):
+        self.space, self.model, self.images, self.seed = space, model, images, seed
+        self.flips = tuple(int(j) for j in flips)
+        self.cells = model.cells(space)
+        self.bits = sum(cell.sites for cell in self.cells)
+        rising = all(a < b for a, b in zip(self.flips, self.flips[1:]))
+        if not self.flips or self.flips[0] < 1 or self.flips[-1] > self.bits or not rising:
+            raise ConfigError(
+                f"numbers of flips must rise from 1 to at most {self.bits}, the exposed bits, "
+                f"got {', '.join(map(str, self.flips[:8]))}"
+            )
+        self._offsets = np.concatenate([[0], np.cumsum([cell.sites for cell in self.cells])])
+
+    def draw(self, trials: np.ndarray) -> Drawn:
+        trial = np.sort(np.asarray(trials, np.int64))
+        image = np.empty((len(trial), 1), np.int64)
+        parts, events = [], []
+        for number, one in enumerate(trial.tolist()):
+            wanted = size = self.flips[one % len(self.flips)]
+            image[number] = draw_sites(
+                self.images, 1, seed=self.seed, stream=_FLIP_IMAGE, trial=one
+            )  # fmt: skip
+            while True:
+                found = draw_sites(self.bits, size, seed=self.seed, stream=_FLIPS, trial=one)
+                distinct = found[np.sort(np.unique(found, return_index=True)[1])]
+                if len(distinct) >= wanted:
+                    break
+                size += 2 * (wanted - len(distinct)) + 8
+            parts.append(distinct[:wanted])
+            events.append(np.arange(wanted))
+        sizes = np.array([len(part) for part in parts], np.int64)
+        position = np.concatenate([np.zeros(0, np.int64), *parts])
+        which = np.searchsorted(self._offsets, position, "right") - 1
+        bits = np.array([cell.bits for cell in self.cells])[which]
+        word, bit = np.divmod(position - self._offsets[which], bits)
+        rows = self.model.rows_at(self.space, self.cells, which, word, bit)
+        rows["trial"] = np.repeat(trial, sizes)
+        rows["image"] = np.repeat(image[:, 0], sizes)
+        rows["event"] = np.concatenate([np.zeros(0, np.int64), *events])
+        return Drawn(trial, rows, np.concatenate([[0], np.cumsum(sizes)]), image)
+
+
+class Chips:
+    """Machines with fixed fault maps: each trial is one chip, which meets all images.
+
+    model  a fault model whose rows last for a whole trial (image -1)
+    """
+
+    def __init__(self, space: SiteSpace, model, images: int, *, seed=0):
+        self.space, self.model, self.images, self.draws = space, model, images, Draws(seed)
+
+    def draw(self, trials: np.ndarray) -> Drawn:
+        trial = np.sort(np.asarray(trials, np.int64))
+        every = np.arange(self.images, dtype=np.int64)
+        parts = [self.model.rows(self.space, int(one), every, self.draws) for one in trial]
+        rows = np.concatenate([np.zeros(0, FAULT), *parts])
+        begin = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+        return Drawn(trial, rows, begin, np.broadcast_to(every, (len(trial), self.images)))
+
+
+class FaultList:
+    """Faults that were given: each trial's rows as they are.
+
+    rows  FAULT sorted by trial. Rows of a trial have one image, or image -1: all images
+    """
+
+    def __init__(self, rows: np.ndarray, images: int):
+        self.rows, self.images = rows, images
+        self.numbers, self._first = np.unique(rows["trial"], return_index=True)
+        self._end = np.append(self._first[1:], len(rows))
+        first = rows["image"][self._first]
+        if not np.array_equal(np.repeat(first, self._end - self._first), rows["image"]):
+            raise ConfigError("all faults of a trial must have one image, or -1 for all images")
+        self.every = bool(len(first)) and bool((first < 0).all())
+        if not self.every and (first < 0).any():
+            raise ConfigError(
+                "a fault list must have an image for every trial, or -1 in all of them"
+            )
+
+    def draw(self, trials: np.ndarray) -> Drawn:
+        trial = np.sort(np.asarray(trials, np.int64))
+        at = np.searchsorted(self.numbers, trial)
+        sizes = self._end[at] - self._first[at]
+        begin = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        index = np.repeat(self._first[at] - begin[:-1], sizes) + np.arange(begin[-1])
+        rows = self.rows[index]
+        if self.every:
+            image = np.broadcast_to(np.arange(self.images), (len(trial), self.images))
+        else:
+            image = rows["image"][begin[:-1]].astype(np.int64)[:, None]
+        return Drawn(trial, rows, begin, image)

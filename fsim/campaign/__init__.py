@@ -1,0 +1,1 @@
+"""Campaigns as a user states them: from a task to a finished file."""

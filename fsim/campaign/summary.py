@@ -1,0 +1,82 @@
+"""What a campaign found, as JSON values: the one source of tables, reports and notebooks."""
+
+from __future__ import annotations
+
+import math
+
+from fsim.simulator.statistics import Interval, clopper_pearson
+
+from .results import Results
+
+SHOWN = ("masked", "sdc_benign", "sdc_critical", "sdc")
+"""Metrics that every campaign has."""
+
+
+def interval_json(found: Interval) -> dict:
+    """An interval as JSON values; NaN as None."""
+    estimate = found.estimate
+    return {
+        "estimate": None if math.isnan(estimate) else float(estimate),
+        "low": float(found.low), "high": float(found.high), "method": found.method,
+        "confidence": found.confidence,
+    }  # fmt: skip
+
+
+def group_json(row: dict) -> dict:
+    """A row of `Results.groups` as JSON values."""
+    return {k: interval_json(v) if isinstance(v, Interval) else v for k, v in row.items()}
+
+
+def summary(results: Results) -> dict:
+    """Sizes, shares and accuracy of a campaign, and its parts by layer and component."""
+    task, stated = results.task, results.stated
+    found = {
+        "file": str(results.path),
+        "complete": results.complete,
+        "model": task["model"],
+        "accel": task["accel"]["name"],
+        "dataflow": task["accel"]["dataflow"],
+        "array": [task["accel"]["rows"], task["accel"]["cols"]],
+        "faults": task["faults"],
+        "select": task["select"],
+        "design": stated["design"],
+        "rule": stated["rule"],
+        "seed": task["seed"],
+        "images": task["images"],
+        "images_per_trial": results.images,
+        "trials": len(results.trials),
+        "population": None,
+        "accuracy": {"clean": results.clean_accuracy, "faulty": results.accuracy},
+    }
+    if results.frame is not None:
+        found["population"] = {
+            "sites_per_image": results.frame.sites,
+            "members": results.frame.size,
+            "strata": len(results.frame.strata),
+            "stratify": list(results.frame.stratify),
+        }
+    if results.kind == "flips":
+        found["flips"] = flips_json(results)
+        return found
+    found["outcomes"] = {name: interval_json(results.share(name)) for name in SHOWN}
+    for name in SHOWN:
+        found["outcomes"][name]["count"] = int(results.tally.of(name).sum())
+    if results.kind == "single":
+        found["by_component"] = [group_json(row) for row in results.groups(("component",))]
+        if results.frame.cells[0].layer >= 0:
+            found["by_layer"] = [group_json(row) for row in results.groups(("layer",))]
+    return found
+
+
+def flips_json(results: Results) -> list[dict]:
+    """Outcomes of each number of flips."""
+    rows = []
+    confidence = results.rule.confidence
+    for number, flips in enumerate(results.stated["flips"]):
+        n = int(results.tally.trials[number])
+        row = {"flips": flips, "trials": n}
+        for name in SHOWN:
+            k = int(results.tally.of(name)[number])
+            row[name] = interval_json(clopper_pearson(k, n, confidence=confidence))
+        rows.append(row)
+    return rows
