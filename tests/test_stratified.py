@@ -14,6 +14,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fsim.errors import ConfigError
+from fsim.simulator import finite
 from fsim.simulator.statistics import clopper_pearson
 from fsim.simulator.stratified import (
     needed_budget,
@@ -108,6 +109,14 @@ def test_one_stratum_is_clopper_pearson():
         found = weighted_interval([k], [n], [1.0])
         exact = clopper_pearson(k, n)
         assert (found.low, found.high) == pytest.approx((exact.low, exact.high), rel=1e-6)
+
+
+@pytest.mark.parametrize("k, n, size", [(30, 150, 300), (3, 500, 1000), (4, 90, 100), (0, 70, 100)])
+def test_one_small_stratum_is_close_to_the_exact_hypergeometric_interval(k, n, size):
+    found = stratified_interval([k], [n], [size])
+    exact = finite.hypergeometric(k, n, size)
+    # The exact limits are whole numbers of sites: within one site of them.
+    assert abs(found.low - exact.low) < 1.0 / size and abs(found.high - exact.high) < 1.0 / size
 
 
 @pytest.mark.parametrize("strata", [2, 40, 3000])
