@@ -96,7 +96,7 @@ def campaign_options(command):
         click.option("--stratify", metavar="AXES", help="Strata: of layer, component and bit "
                      "those named, comma separated."),
         click.option("--images-per-fault", metavar="K|all", help="Images that each fault meets; "
-                     "the fault is then the unit of statistics.  [default: 1; stuck0, stuck1: all]"),
+                     "the fault is then the unit of statistics.  [default: 1; stuck: all]"),
         click.option("--trials", type=click.IntRange(1, 1 << 40),
                      help="Stop after so many faults."),
         click.option("--margin", type=float, metavar="E", help="Stop after the sample size of DATE "
@@ -230,7 +230,8 @@ def rule_of(given: dict) -> dict:
         name, "fixed"
     )
     value = 0 if rule == "fixed" else given[name]
+    most = given["trials"] if name == "trials" else given["max_trials"]
     return {
         "name": rule, "metric": given["metric"], "value": value,
-        "confidence": given["confidence"], "most": given["max_trials"],
+        "confidence": given["confidence"], "most": most,
     }  # fmt: skip

@@ -67,7 +67,9 @@ def struck_sums(
     )
     count = 0
     most = max(1, segments.shape[0])
-    scratch = (np.empty((most, 5), np.int64), np.empty((most, 7), np.int64), np.empty(most, np.int64))
+    scratch = (
+        np.empty((most, 5), np.int64), np.empty((most, 7), np.int64), np.empty(most, np.int64)
+    )  # fmt: skip
     # Positions go outermost: a window is read once for all its outputs.
     for f in range(len(tables)):
         table = tables[f : f + 1]
