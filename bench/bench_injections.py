@@ -78,16 +78,21 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long to measure."""
+    """How long to measure, in rounds and seconds.
+
+    batches  of the rivals, each tried for try_seconds until the budget of the tool is spent
+    compared  faults run again as a whole
+    """
 
     rounds: int = 5
     seconds: float = 1.0
-    batches: tuple[int, ...] = (1, 8, 32, 64, 128, 256, 512)
+    batches: tuple[int, ...] = (64, 128, 32, 256, 512, 8, 1)
     try_seconds: float = 0.3
+    budget: float = 15.0
     compared: int = 512
 
 
-QUICK = Sizes(rounds=2, seconds=0.3, batches=(32, 128), try_seconds=0.1, compared=64)
+QUICK = Sizes(rounds=2, seconds=0.3, batches=(64, 128), try_seconds=0.1, compared=64)
 
 
 @dataclass
@@ -220,7 +225,7 @@ def opponents(stack: ExitStack, name, model, images, threads, sizes) -> tuple[li
                 "prepare", network=name, weights=str(folder / "weights.pt"),
                 images=str(folder / "images.npy"), threads=threads,
             )  # fmt: skip
-            tried = rival.best(told["layouts"], sizes.batches, sizes.try_seconds)
+            tried = rival.best(told["layouts"], sizes.batches, sizes.try_seconds, sizes.budget)
         except RivalError as error:
             missing.append(f"{shown}: {error}")
             continue

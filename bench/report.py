@@ -25,6 +25,8 @@ from .figures import MISSED, MISSED_AIM, Figure, markdown, table
 
 FORMAT, VERSION = "fsim-bench", 1
 PACKAGES = ("torch", "numpy", "numba", "llvmlite", "scipy")
+IDLE = 0.5
+"""Load up to which a machine counts as free."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -152,6 +154,18 @@ def missed(figures: Sequence[Figure]) -> list[Figure]:
     return [figure for figure in figures if figure.verdict in (MISSED, MISSED_AIM)]
 
 
+def busy(run: Run) -> str:
+    """A warning if the machine did other work when the run began; "" if it did not."""
+    before = run.sections[0].load[0] if run.sections else None
+    if before is None or before <= IDLE:
+        return ""
+    return (
+        f"The machine was busy: load {before:.2f} before the first benchmark. Threads of torch, "
+        "which the rivals use, wait for one another then, and ratios to them come out too good; "
+        "absolute figures are too low."
+    )
+
+
 def load_text(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f}"
 
@@ -171,6 +185,7 @@ def summary(run: Run) -> str:
     lines.append(f"{len(lost)} of {sum(1 for f in chosen if f.verdict)} limits missed")
     lines += [f"  {figure.name}: {figure.verdict}" for figure in lost]
     lines += [f"  {s.name} failed: {s.error}" for s in run.sections if s.error]
+    lines += [busy(run)] if busy(run) else []
     return "\n".join(lines)
 
 
@@ -185,8 +200,8 @@ def document(run: Run, picture: str = "") -> str:
             "The last committed run of `make bench BENCH='--docs docs/benchmarks.md'`, which "
             "writes this page and its picture anew. `make bench` alone measures, prints the same "
             "tables and writes `out/bench/bench.json`, with every round, and `bench.png`. Figures "
-            "of two runs, machines or loads cannot be compared; ratios can, because what they "
-            "are of took turns."
+            "of two runs, machines or loads cannot be compared; ratios can where the machine did "
+            "nothing else, because what they are of took turns."
         ),
         "",
         _wrapped(
@@ -195,6 +210,8 @@ def document(run: Run, picture: str = "") -> str:
             "in bold."
         ),
     ]
+    if busy(run):
+        title += ["", _wrapped(f"**{busy(run)}**")]
     if run.quick:
         title += ["", "**Quick run**: few and short rounds, for a look only."]
     facts = {"date": run.date, **run.machine, **run.versions}

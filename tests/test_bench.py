@@ -178,6 +178,14 @@ def test_summary_and_document_name_what_was_missed_and_what_failed():
     assert "Quick run" not in page
 
 
+@pytest.mark.parametrize("load, told", [(0.1, False), (2.25, True), (None, False)])
+def test_a_busy_machine_is_told(load, told):
+    run = made_up()
+    run.sections[0].load = (load, 1.0)
+    for text in (report.summary(run), report.document(run)):
+        assert ("machine was busy: load 2.25" in " ".join(text.split())) == told
+
+
 def test_where_the_run_was_is_told():
     run = report.begin(True)
     assert run.quick and run.machine["CPU"] and int(run.machine["CPUs"]) >= 1
@@ -436,9 +444,10 @@ def test_a_rival_is_asked_line_by_line_and_its_best_setting_chosen():
     )
     with rival(code) as fake:
         assert fake.ask("run", seed=3)["asked"] == {"do": "run", "seed": 3}
-        assert fake.best(["a", "b"], (8, 32), 0.1) == [
+        assert fake.best(["a", "b"], (8, 32), 0.1, 60) == [
             (160, 32, "b"), (100, 8, "b"), (80, 32, "a"), (50, 8, "a"),
         ]  # fmt: skip
+        assert fake.best(["a", "b"], (8, 32), 0.1, 0) == [(100, 8, "b"), (50, 8, "a")]
     assert fake.process.poll() is not None
 
 
@@ -446,7 +455,7 @@ def test_a_rival_is_asked_line_by_line_and_its_best_setting_chosen():
     "code, message",
     [
         ("print(json.dumps({'error': 'KeyError: x'}), flush=True)", "fake: KeyError: x"),
-        ("sys.exit(3)", r"fake ended \(status 3\)"),
+        ("print('no torch', file=sys.stderr); sys.exit(3)", "fake ended with status 3: no torch"),
         ("time.sleep(60)", "fake did not answer in 0.2 s"),
     ],
 )

@@ -6,7 +6,9 @@ import json
 import os
 import queue
 import subprocess
+import tempfile
 import threading
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -41,9 +43,10 @@ class Rival:
             command = [str(python()), "-m", "bench.rivals.serve", tool]
         # Nothing of this environment: the tool must not see fsim's packages.
         clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        self.said = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True,
+            stderr=self.said, text=True,
         )  # fmt: skip
         self.lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -65,17 +68,28 @@ class Rival:
             self.process.kill()
             raise RivalError(f"{self.tool} did not answer in {PATIENCE_S:g} s") from None
         if not line:
-            raise RivalError(f"{self.tool} ended (status {self.process.wait()})")
+            status = self.process.wait()
+            self.said.seek(0)
+            last = self.said.read().strip().split("\n")[-1]
+            raise RivalError(f"{self.tool} ended with status {status}: {last}")
         answer = json.loads(line)
         if "error" in answer:
             raise RivalError(f"{self.tool}: {answer['error']}")
         return answer["ok"]
 
-    def best(self, layouts: list[str], batches, seconds: float) -> list[tuple[float, int, str]]:
-        """(injections a second, batch, layout), the fastest first; that one is chosen."""
-        tried = []
-        for layout in layouts:
-            for batch in batches:
+    def best(
+        self, layouts: list[str], batches, seconds: float, budget_s: float
+    ) -> list[tuple[float, int, str]]:
+        """(injections a second, batch, layout), the fastest first; that one is chosen.
+
+        Batches are tried in their order, each in every layout for `seconds`, and no more of
+        them once `budget_s` is spent: on a machine that others use, one batch takes minutes.
+        """
+        tried, start = [], time.monotonic()
+        for batch in batches:
+            if tried and time.monotonic() - start > budget_s:
+                break
+            for layout in layouts:
                 found = self.ask("try", batch=batch, layout=layout, seconds=seconds)
                 tried.append((found["injections"] / found["seconds"], batch, layout))
         tried.sort(reverse=True)
@@ -90,6 +104,7 @@ class Rival:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+        self.said.close()
 
     def __enter__(self) -> Rival:
         return self
