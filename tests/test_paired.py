@@ -103,6 +103,29 @@ def test_mcnemar_is_the_binomial_tail(b, c):
     assert mcnemar(b, c, mid_p=True) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("b, c, n", [(3, 1, 20), (1, 6, 12), (4, 4, 9), (0, 2, 30), (2, 15, 18)])
+def test_melded_limits_are_quantiles_of_the_product(b, c, n):
+    """P(psi (2 theta - 1) <= high) = 97.5 %: theta on a grid, psi by binomial tail sums."""
+    high, m = paired_difference(b, c, n).high, b + c
+    theta = (np.arange(200_000) + 0.5) / 200_000
+    density = theta**b * (1 - theta) ** (c - 1)
+    gain = 2 * theta - 1
+    bound = np.clip(high / gain, 0, 1)
+
+    def beta_at_most(first, second):
+        """P(Beta(first, second) <= bound) = P(Bin(first + second - 1, bound) >= first)."""
+        size = first + second - 1
+        terms = (
+            math.comb(size, i) * bound**i * (1 - bound) ** (size - i)
+            for i in range(first, size + 1)
+        )
+        return sum(terms)
+
+    # psi takes its upper law where a large one makes the product large, else its lower law.
+    inside = np.where(gain > 0, beta_at_most(m + 1, n - m), 1 - beta_at_most(m, n - m + 1))
+    assert (inside * density).sum() / density.sum() == pytest.approx(0.975, abs=2e-5)
+
+
 def test_mcnemar_keeps_its_level_and_mid_p_only_nearly():
     worst = worst_mid = 0.0
     for total in range(1, 120):
