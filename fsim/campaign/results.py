@@ -176,7 +176,7 @@ class Results:
         "counts" and for each metric an Interval.
         """
         axes = tuple(axes)
-        sizes = self._sizes(axes)
+        sizes = self.member_sizes(axes)
         stratum = split_of(self.task, self.trials)[0]
         labels = [self.label(axis) for axis in axes]
         found: dict[tuple, np.ndarray] = {}
@@ -214,8 +214,8 @@ class Results:
             x, n, [parts[h] for h in numbers], confidence=confidence
         )  # fmt: skip
 
-    def _sizes(self, axes) -> dict[tuple, dict[int, int]]:
-        """Key of the axes -> {stratum: members}."""
+    def member_sizes(self, axes) -> dict[tuple, dict[int, int]]:
+        """Value of the axes -> {stratum: members}, for every part of the frame."""
         bad = [axis for axis in axes if axis not in AXES]
         if bad or self.frame is None:
             raise ConfigError(f"parts must be told apart by {', '.join(AXES)}, got {axes}")

@@ -92,19 +92,28 @@ def interval(rule: Rule, tally: Tally, sizes, metric: str | None = None) -> Inte
     """The interval of a metric (default: the rule's own) of what was counted so far."""
     metric = metric or rule.metric
     found = tally.of(metric)
-    if len(sizes) > 1:
-        return stratified_interval(found, tally.trials, sizes, confidence=rule.confidence)
     k, n = int(found[0]), tally.total
-    if tally.images > 1:
-        return interval_of_trials(
-            tally.hits(metric), tally.images, confidence=rule.confidence
-        )
-    if rule.name == "fixed":
-        if sizes[0] is not None and n * _FINITE > sizes[0]:
-            return hypergeometric(k, n, int(sizes[0]), confidence=rule.confidence)
-        return clopper_pearson(k, n, confidence=rule.confidence)
+    if rule.name == "fixed" or len(sizes) > 1 or tally.images > 1:
+        hits = tally.hits(metric)
+        return best_of(found, tally.trials, sizes, hits, tally.images, rule.confidence)
     if metric != rule.metric:
         return confidence_sequence(k, n, confidence=rule.confidence)
     if rule.name == "failures" and k < rule.value:  # stopped by `most`
         return confidence_sequence(k, n, confidence=rule.confidence)
     return interval_after(rule.name, k, n, confidence=rule.confidence)
+
+
+def best_of(failures, trials, sizes, hits, images: int, confidence: float) -> Interval:
+    """The interval of a sample whose size did not depend on what it found.
+
+    failures, trials, sizes  (strata,); sizes are members, or None for an unlimited one
+    hits    (trials,) events of each trial; images: of a trial
+    """
+    if len(sizes) > 1:
+        return stratified_interval(failures, trials, sizes, confidence=confidence)
+    if images > 1:
+        return interval_of_trials(hits, images, confidence=confidence)
+    k, n = int(failures[0]), int(trials[0])
+    if sizes[0] is not None and n * _FINITE > sizes[0]:
+        return hypergeometric(k, n, int(sizes[0]), confidence=confidence)
+    return clopper_pearson(k, n, confidence=confidence)

@@ -1,0 +1,148 @@
+"""How to reproduce a campaign, and the paragraph that states it in a paper."""
+
+from __future__ import annotations
+
+import shlex
+
+from fsim._version import __version__
+from fsim.fault_models.stuck_cells import SA1_SHARE
+
+from .results import Results
+
+_STOP = {"failures": "--failures", "width": "--target-halfwidth", "threshold": "--threshold"}
+
+
+def command_of(task: dict) -> str:
+    """The `fsim campaign` command whose task this is; fault lists by their file name."""
+    stated, faults, rule = task["campaign"], task["faults"], task["campaign"]["rule"]
+    words = ["fsim", "campaign", "--model", task["model"]]
+
+    def add(option: str, value, default=None) -> None:
+        if value is not None and value != default:
+            words.extend([option, f"{value:g}" if isinstance(value, float) else str(value)])
+
+    add("--weights", task["weights"])
+    add("--data", task["data"])
+    add("--data-dir", task["data_dir"])
+    add("--images", task["images"])
+    add("--accel", task["accel"]["name"])
+    add("--dataflow", task["accel"]["dataflow"])
+    kind = stated["design"]
+    if kind == "single":
+        add("--fault", faults["kind"])
+        images = stated["frame"]["each"]
+        add("--images-per-fault", images)
+        add("--stratify", ",".join(stated["frame"]["stratify"]) or None)
+    elif kind == "flips":
+        add("--flips", _ranges(stated["flips"]))
+    elif kind == "chips":
+        add("--chips", task["trials"])
+        if faults["kind"] == "ber":
+            add("--ber", faults["weights"])
+        else:
+            add("--stuck-cells", faults["p"])
+            add("--sa1-share", faults["sa1_share"], SA1_SHARE)
+    else:
+        add("--faults", faults["file"])
+    for option, name in (("--sites", "sites"), ("--layers", "layers")):
+        add(option, ",".join(task["select"][name]) if task["select"][name] else None)
+    if rule["name"] != "fixed":
+        add(_STOP[rule["name"]], rule["value"])
+        add("--max-trials", rule["most"], 10_000_000)
+    elif kind in ("single", "flips"):
+        if kind == "single" and stated["allocation"] is None:
+            add("--trials", rule["most"])
+        elif len(stated["allocation"]) == 1 or kind == "flips":
+            add("--trials", task["trials"])
+        else:
+            words.append("(--margin or --exhaustive, as first given)")
+    add("--metric", rule["metric"], "sdc_critical")
+    add("--confidence", rule["confidence"], 0.95)
+    add("--seed", task["seed"], 0)
+    return " ".join(w if w.startswith("(") else shlex.quote(w) for w in words)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[1, 2, 3, 8] as `1-3,8`."""
+    pieces, begin = [], 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
+            first, last = numbers[begin], numbers[i - 1]
+            pieces.append(str(first) if first == last else f"{first}-{last}")
+            begin = i
+    return ",".join(pieces)
+
+
+_FAULTS = {
+    "seu": "single-event upsets of one register bit in one cycle",
+    "mbu": "upsets of two adjacent bits of one register in one cycle",
+    "transient": "flips of one bit of a product net in one cycle",
+    "intermittent": "one bit of a register or net stuck at 1 for 16 cycles",
+    "stuck0": "one bit of a register or net permanently stuck at 0",
+    "stuck1": "one bit of a register or net permanently stuck at 1",
+    "flip": "flips of one bit of one stored word (activations, weights, partial sums) in one "
+    "residency",
+}
+
+
+def cite(results: Results) -> str:
+    """A paragraph for the methods section, with every number that it rests on."""
+    task, stated, rule = results.task, results.stated, results.rule
+    accel = task["accel"]
+    machine = (
+        f"{accel['name']} ({accel['rows']} x {accel['cols']} processing elements, "
+        f"{accel['dataflow'].upper()} dataflow, {accel['operand_bits']}-bit operands, "
+        f"{accel['acc_bits']}-bit accumulators)"
+    )
+    text = (
+        f"Faults were injected with fsim {results.trace.provenance.get('fsim', __version__)} into "
+        f"{task['model']} (quantised; SHA-256 of all codes {task['codes_sha256'][:16]}), executed "
+        f"on a bit-accurate model of {machine}, with {task['images']} images of {task['data']} "
+        f"(SHA-256 {task['data_sha256'][:16]}). "
+    )
+    n = len(results.trials)
+    if results.kind == "single":
+        frame = results.frame
+        text += (
+            f"The population are all {frame.size:,} {'faults' if frame.each else 'pairs'} of "
+            f"{_FAULTS[task['faults']['kind']]}{'' if frame.each else ' and an image'}; {n:,} were "
+            "drawn uniformly without replacement"
+        )
+        if len(frame.strata) > 1:
+            text += (
+                f" from {len(frame.strata)} strata ({', '.join(frame.stratify)}), each weighted by "
+                "its size"
+            )
+        text += ". "
+    elif results.kind == "flips":
+        text += (
+            f"For each of {len(stated['flips'])} numbers of flips from {stated['flips'][0]} to "
+            f"{stated['flips'][-1]}, sets of that many distinct bits were drawn uniformly from the "
+            f"{stated['bits']:,} exposed bits of {', '.join(task['faults']['memories'])} ({n:,} "
+            "inferences in all); rates weight them by the binomial distribution. "
+        )
+    elif results.kind == "chips":
+        text += f"{n:,} chips with fixed random fault maps were run on all images. "
+    else:
+        text += f"{n:,} given faults were injected (SHA-256 {stated['list_sha256'][:16]}). "
+    if results.kind != "flips":
+        share = results.share(rule.metric)
+        name = {"sdc_critical": "changed the predicted class", "sdc": "changed the output",
+                "masked": "had no effect", "sdc_benign": "changed the output but not the class"}
+        text += (
+            f"Of the faulty inferences {100 * share.estimate:.3g} % "
+            f"{name.get(rule.metric, rule.metric)} ({100 * rule.confidence:g} % interval "
+            f"{100 * share.low:.3g} to {100 * share.high:.3g} %, {share.method}"
+        )  # fmt: skip
+        text += "). "
+    stop = {
+        "fixed": "The number of faults was fixed in advance.",
+        "failures": f"Injection stopped at event number {rule.value:g}, which the interval allows "
+        "for.",
+        "width": f"Injection stopped when the half-width of the interval reached {rule.value:g}.",
+        "threshold": "Injection stopped when a confidence sequence, valid at any stopping time, "
+        f"excluded {rule.value:g}.",
+    }
+    return text + stop[rule.name] + f" Seed {task['seed']}, generator Philox4x32-10 version " + (
+        f"{task['rng_version']}. To reproduce: {command_of(task)}"
+    )
