@@ -278,10 +278,10 @@ class Tables:
 
 
 def _filled(weight: np.ndarray) -> np.ndarray:
-    """(o, kh, kw, c) to (kh, kw, c filled up to whole words, o) int8."""
+    """(o, kh, kw, c) to (kh, kw, c filled up to whole words, o filled up to 16) int8."""
     o, kh, kw, c = weight.shape
-    full = np.zeros((kh, kw, -(-c // 4) * 4, o), np.int8)
-    full[:, :, :c] = weight.transpose(1, 2, 3, 0)
+    full = np.zeros((kh, kw, -(-c // 4) * 4, -(-o // 16) * 16), np.int8)
+    full[:, :, :c, :o] = weight.transpose(1, 2, 3, 0)
     return full
 
 

@@ -15,9 +15,18 @@ import numpy as np
 
 from fsim.jit import kernel
 
-from .delta_lanes import copy16, count_bits, differ16, first_bit
+from .delta_lanes import (
+    add_products16,
+    byte,
+    copy_words,
+    count_bits,
+    differ16,
+    first_bit,
+    last_bit,
+    put_byte,
+)
 from .delta_psums import psum_codes
-from .delta_rows import NOWHERE, list_same, list_windows, mark, settle
+from .delta_rows import MORE, list_same, list_windows, mark, settle, unmark
 from .delta_table import (
     ACC_BITS,
     ADD,
@@ -27,8 +36,10 @@ from .delta_table import (
     CONV_VNNI,
     COPY,
     DEPTHWISE,
+    HIGH,
     KIND,
     LAST,
+    LOW,
     MASK,
     PIXEL,
     RELU,
@@ -48,84 +59,89 @@ __all__ = ["CONV", "CONV_VNNI", "KIND", "propagate", "psum_codes"]
 
 
 @kernel
-def _strike(ops, number, index, code, masks, low, high, work, golden):
+def _strike(ops, number, begin, end, index, code, masks, frame, golden):
     """Change codes of an operation; whether any is another one."""
-    width, pixel = ops[number, W], ops[number, PIXEL]
-    for i in range(len(index)):
-        at = index[i] // ops[number, C]
+    width, pixel, channels, span = (
+        ops[number, W],
+        ops[number, PIXEL],
+        ops[number, C],
+        ops[number, SPAN],
+    )
+    base, row, zero, rows = ops[number, AT], ops[number, ROW], ops[number, ZERO], ops[number, MASK]
+    for i in range(begin, end):
+        at = index[i] // channels
         y = at // width
         x = at - y * width
-        to = ops[number, AT] + y * ops[number, ROW] + x * pixel + index[i] - at * ops[number, C]
-        work[to] = np.uint8((code[i] + ops[number, ZERO]) & 255)
-        mark(ops, number, y, x, masks, low, high)
-    first, last = low[number], high[number]
-    low[number], high[number] = NOWHERE, -1
+        to = base + y * row + x * pixel + index[i] - at * channels
+        put_byte(np.int64(code[i]) + zero, frame + to)
+        mark(ops, number, y, x, masks)
+    first, last = ops[number, LOW], ops[number, HIGH]
+    unmark(ops, number)
     for y in range(first, last + 1):
-        for word in range(ops[number, SPAN]):
-            at = ops[number, MASK] + y * ops[number, SPAN] + word
-            bits, masks[at] = masks[at], np.uint64(0)
+        for word in range(span):
+            bits, masks[rows + y * span + word] = masks[rows + y * span + word], np.uint64(0)
             while bits:
                 x = 64 * word + first_bit(bits)
                 bits &= bits - np.uint64(1)
-                to = ops[number, AT] + y * ops[number, ROW] + x * pixel
+                to, differs = base + y * row + x * pixel, np.int64(0)
                 for c in range(0, pixel, 16):
-                    if differ16(work.ctypes.data + to + c, golden + to + c, (pixel - c) >> 2):
-                        mark(ops, number, y, x, masks, low, high)
-    return high[number] >= 0
+                    differs |= differ16(frame + to + c, golden + to + c, (pixel - c) >> 2)
+                if differs:
+                    mark(ops, number, y, x, masks)
+    return ops[number, HIGH] >= 0
 
 
 @kernel
-def _last(ops, number, masks, low, high, work, golden, weights, sums, acc, golden_acc):
-    """Sums of the answer, from the golden ones; whether they differ.
+def _last(ops, number, masks, frame, golden, weights, sums):
+    """What the sums of the answer become larger by.
 
-    weights (pixels, channels filled up, classes) int8, pixels in the order of the rows
+    weights  (pixels, channels filled up, classes filled up to 16) int8, pixels in the order of
+             the rows; address, as frame and golden
+    sums     (classes filled up,) int32, overwritten
     """
-    a, classes = ops[number, A], len(golden_acc)
-    pixel, span = ops[a, PIXEL], ops[a, SPAN]
-    sums[:classes] = 0
-    for y in range(low[a], high[a] + 1):
+    a, classes = ops[number, A], len(sums)
+    pixel, span, width, sums_at = ops[a, PIXEL], ops[a, SPAN], ops[a, W], np.int64(sums.ctypes.data)
+    sums[:] = 0
+    for y in range(ops[a, LOW], ops[a, HIGH] + 1):
         for word in range(span):
             bits = masks[ops[a, MASK] + y * span + word]
             while bits:
                 x = 64 * word + first_bit(bits)
                 bits &= bits - np.uint64(1)
                 at = ops[a, AT] + y * ops[a, ROW] + x * pixel
-                place = ops[number, WEIGHT] + (y * ops[a, W] + x) * pixel * classes
-                for k in range(ops[a, C]):
-                    change = np.int32(work[at + k]) - np.int32(golden[at + k])
-                    if change:
-                        for o in range(classes):
-                            sums[o] += change * np.int32(weights[place + k * classes + o])
-    differs = False
-    for o in range(classes):
-        acc[o] = wrap(golden_acc[o] + sums[o], ops[number, ACC_BITS])
-        differs |= acc[o] != golden_acc[o]
-    return differs
-
-
-@kernel
-def _put_back(ops, number, masks, low, high, work, golden):
-    """The golden codes, and no bit; work and golden are addresses."""
-    pixel, span = ops[number, PIXEL], ops[number, SPAN]
-    for y in range(low[number], high[number] + 1):
-        for word in range(span):
-            bits = masks[ops[number, MASK] + y * span + word]
-            masks[ops[number, MASK] + y * span + word] = 0
-            while bits:
-                x = 64 * word + first_bit(bits)
-                bits &= bits - np.uint64(1)
-                at = ops[number, AT] + y * ops[number, ROW] + x * pixel
+                place = weights + ops[number, WEIGHT] + (y * width + x) * pixel * classes
                 for c in range(0, pixel, 16):
-                    copy16(golden + at + c, work + at + c, (pixel - c) >> 2)
-    low[number], high[number] = NOWHERE, -1
+                    words = differ16(frame + at + c, golden + at + c, (pixel - c) >> 2)
+                    while words:
+                        begin = c + 4 * first_bit(np.uint64(words))
+                        words &= words - 1
+                        for k in range(begin, begin + 4):
+                            change = byte(frame + at + k) - byte(golden + at + k)
+                            for o in range(0, classes, 16):
+                                add_products16(sums_at + 4 * o, place + k * classes + o, change)
 
 
 @kernel
-def _count(ops, number, masks, low, high):
+def _put_back(ops, number, masks, frame, golden):
+    """The golden codes, and no bit; frame and golden are addresses."""
+    pixel, span, row = ops[number, PIXEL], ops[number, SPAN], ops[number, ROW]
+    base, rows = ops[number, AT], ops[number, MASK]
+    for y in range(ops[number, LOW], ops[number, HIGH] + 1):
+        for word in range(span):
+            bits, masks[rows + y * span + word] = masks[rows + y * span + word], np.uint64(0)
+            if bits:  # from the first pixel that differs to the last
+                x = first_bit(bits)
+                at = base + y * row + (64 * word + x) * pixel
+                copy_words(golden + at, frame + at, (last_bit(bits) + 1 - x) * pixel)
+    unmark(ops, number)
+
+
+@kernel
+def _count(ops, number, masks):
     """How many pixels differ."""
-    count, span = np.int64(0), ops[number, SPAN]
-    for i in range(low[number] * span, (high[number] + 1) * span):
-        count += count_bits(masks[ops[number, MASK] + i])
+    count, span, first = np.int64(0), ops[number, SPAN], ops[number, MASK]
+    for i in range(ops[number, LOW] * span, (ops[number, HIGH] + 1) * span):
+        count += count_bits(masks[first + i])
     return count
 
 
@@ -150,44 +166,45 @@ def propagate(
     spread         (f, o) int32, overwritten likewise: pixels of each operation that differ;
                    or (0, o): not wanted
     """
-    last = len(ops) - 1
-    work = np.empty(frames.shape[1], np.uint8)
-    masks, line = np.zeros(words, np.uint64), np.empty(words, np.uint64)
-    low, high = np.full(len(ops), NOWHERE), np.full(len(ops), -1)
-    lists = np.zeros((5, pixels + 8), np.int64)
-    sums = np.empty(golden_acc.shape[1], np.int32)
+    ops, last, classes = ops.copy(), len(ops) - 1, golden_acc.shape[1]
+    work, masks = np.empty(frames.shape[1], np.uint8), np.zeros(2 * words, np.uint64)
+    lists, sums = np.zeros((5, pixels + MORE), np.int64), np.zeros(-(-classes // 16) * 16, np.int32)
     frame, held = np.int64(work.ctypes.data), np.int64(-1)
+    golden, bytes_held = np.int64(0), np.int64(frames.shape[1])
     steps_at, weights_at = np.int64(steps.ctypes.data), np.int64(weights.ctypes.data)
     bias_at, wide_at = np.int64(bias.ctypes.data), np.int64(wide.ctypes.data)
     offset_at, factors_at = np.int64(offset.ctypes.data), np.int64(factors.ctypes.data)
+    for number in range(last + 1):
+        unmark(ops, number)
     for f in order:
-        golden = frames[image[f]]
         if image[f] != held:
-            work[:] = golden
             held = image[f]
-        golden_at = np.int64(golden.ctypes.data)
-        acc[f] = golden_acc[held]
+            golden = np.int64(frames.ctypes.data) + held * bytes_held
+            copy_words(golden, frame, bytes_held)
+        for o in range(classes):
+            acc[f, o] = golden_acc[held, o]
         differs[f] = False
         if len(spread):
             spread[f] = 0
-        start, a, b = first[f], begin[f], begin[f + 1]
-        if not _strike(ops, start, index[a:b], code[a:b], masks, low, high, work, golden_at):
+        start, end = first[f], first[f]
+        if not _strike(ops, start, begin[f], begin[f + 1], index, code, masks, frame, golden):
             continue
-        end = start
         for number in range(start + 1, last + 1):
             kind, a, b = ops[number, KIND], ops[number, A], ops[number, B]
-            if kind == 0 or (high[a] < 0 and (b < 0 or high[b] < 0)):
+            if kind == 0 or (ops[a, HIGH] < 0 and (b < 0 or ops[b, HIGH] < 0)):
                 continue
             if kind == LAST:
-                differs[f] = _last(ops, number, masks, low, high, work, golden, weights, sums,
-                                   acc[f], golden_acc[held])  # fmt: skip
+                _last(ops, number, masks, frame, golden, weights_at, sums)
+                for o in range(classes):
+                    acc[f, o] = wrap(golden_acc[held, o] + sums[o], ops[number, ACC_BITS])
+                    differs[f] |= acc[f, o] != golden_acc[held, o]
                 break
             end = number
             lo, hi = limits[number, 0], limits[number, 1]
             if kind == ADD or kind == RELU or b >= 0:
-                count = list_same(ops, number, masks, low, high, lists)
+                count = list_same(ops, number, masks, lists)
             else:
-                count = list_windows(ops, number, masks, low, high, line, lists)
+                count = list_windows(ops, number, masks, lists)
             if kind == CONV_VNNI:
                 convolve_bytes(ops, number, lo, hi, frame, count, lists, steps_at, weights_at,
                                bias_at, factors_at)  # fmt: skip
@@ -202,12 +219,12 @@ def propagate(
             elif kind == RELU:
                 relu(ops, number, lo, hi, frame, count, lists)
             elif kind == COPY:
-                copy(ops, number, work, count, lists)
+                copy(ops, number, frame, count, lists)
             else:
                 pool(ops, number, kind == AVERAGE, lo, hi, frame, count, lists)
-            settle(ops, number, count, lists, masks, low, high)
+            settle(ops, number, masks, lists)
         for number in range(start, end + 1):
-            if high[number] >= 0:
+            if ops[number, HIGH] >= 0:
                 if len(spread):
-                    spread[f, number] = _count(ops, number, masks, low, high)
-                _put_back(ops, number, masks, low, high, frame, golden_at)
+                    spread[f, number] = _count(ops, number, masks)
+                _put_back(ops, number, masks, frame, golden)

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .vnni_code import _BYTES, _FLOATS, _I1, _I32, _I64, _INTS, LANES, _call, _splat
+from .vnni_code import _BYTES, _FLOATS, _I1, _I8, _I32, _I64, _INTS, LANES, _call, _splat
 
 _LONGS = ir.VectorType(_I64, LANES)
 _QUAD = ir.VectorType(_I32, 4)
@@ -158,6 +158,16 @@ def first_bit(typingctx, bits):
 
 
 @intrinsic
+def last_bit(typingctx, bits):
+    """Number of the highest bit of a uint64 that is not 0."""
+
+    def generate(context, builder, signature, args):
+        return builder.sub(_I64(63), _call(builder, "llvm.ctlz.i64", _I64, args[0], _I1(1)))
+
+    return types.int64(types.uint64), generate
+
+
+@intrinsic
 def count_bits(typingctx, bits):
     """How many bits of a uint64 are 1."""
 
@@ -184,7 +194,138 @@ def even_bits(typingctx, bits):
     return types.uint64(types.uint64), generate
 
 
+@intrinsic
+def keep_bits(typingctx, bits, flags):
+    """Those of a uint64's bits whose flag is not 0; flags: address of an int64 for each bit."""
+
+    def generate(context, builder, signature, args):
+        entry = builder.block
+        check, work, done = (builder.append_basic_block(n) for n in ("check", "work", "done"))
+        builder.branch(check)
+        builder.position_at_end(check)
+        rest, kept, at = (builder.phi(_I64) for _ in range(3))
+        for phi, value in ((rest, args[0]), (kept, _I64(0)), (at, args[1])):
+            phi.add_incoming(value, entry)
+        builder.cbranch(builder.icmp_unsigned("!=", rest, _I64(0)), work, done)
+        builder.position_at_end(work)
+        others = builder.and_(rest, builder.sub(rest, _I64(1)))
+        differs = builder.icmp_unsigned("!=", load(builder, at, 0, _I64), _I64(0))
+        kept.add_incoming(
+            builder.select(differs, builder.or_(kept, builder.xor(rest, others)), kept), work
+        )
+        rest.add_incoming(others, work)
+        at.add_incoming(builder.add(at, _I64(8)), work)
+        builder.branch(check)
+        builder.position_at_end(done)
+        return kept
+
+    return types.uint64(types.uint64, _long), generate
+
+
+@intrinsic
+def list_bits(typingctx, bits, count, columns, size, window, across, other, beside, target, along,
+              place):  # fmt: skip
+    """List the pixels of a word of bits (`delta_rows.py`); how many entries there are then.
+
+    bits     uint64, one for each pixel
+    count    entries before
+    columns, size  address of the list, bytes of a column
+    window, other, target  offsets of the word's first pixel; across, beside, along: from one
+             pixel to the next
+    place    of the first pixel
+    """
+
+    def generate(context, builder, signature, args):
+        bits, count, columns, size, *offsets, place = args
+        entry = builder.block
+        check, work, done = (builder.append_basic_block(n) for n in ("check", "work", "done"))
+        builder.branch(check)
+        builder.position_at_end(check)
+        rest, entries = builder.phi(_I64), builder.phi(_I64)
+        for phi, value in ((rest, bits), (entries, count)):
+            phi.add_incoming(value, entry)
+        builder.cbranch(builder.icmp_unsigned("!=", rest, _I64(0)), work, done)
+        builder.position_at_end(work)
+        x = _call(builder, "llvm.cttz.i64", _I64, rest, _I1(1))
+        at = builder.add(columns, builder.shl(entries, _I64(3)))
+        values = [
+            builder.add(first, builder.mul(x, step))
+            for first, step in zip(offsets[::2], offsets[1::2])
+        ]
+        for value in (*values, builder.add(place, x), _I64(0)):
+            builder.store(value, pointer(builder, at, 0, _I64)).align = 8
+            at = builder.add(at, size)
+        rest.add_incoming(builder.and_(rest, builder.sub(rest, _I64(1))), work)
+        entries.add_incoming(builder.add(entries, _I64(1)), work)
+        builder.branch(check)
+        builder.position_at_end(done)
+        return entries
+
+    return _long(types.uint64, *(_long,) * 10), generate
+
+
 # --- sixteen channels ---
+
+
+@intrinsic
+def byte(typingctx, address):
+    """The byte there, as int64."""
+
+    def generate(context, builder, signature, args):
+        return builder.zext(load(builder, args[0], 0, _I8), _I64)
+
+    return _long(_long), generate
+
+
+@intrinsic
+def put_byte(typingctx, value, address):
+    """Store a byte."""
+
+    def generate(context, builder, signature, args):
+        builder.store(builder.trunc(args[0], _I8), pointer(builder, args[1], 0, _I8))
+        return context.get_dummy_value()
+
+    return types.none(_long, _long), generate
+
+
+@intrinsic
+def copy_words(typingctx, source, target, size):
+    """Copy `size` bytes, a multiple of four."""
+
+    def generate(context, builder, signature, args):
+        source, target, size = args
+        done = _I64(0)
+        for kind, shift in ((ir.VectorType(_I32, LANES), 6), (_QUAD, 4), (_I32, 2)):
+            count = builder.lshr(builder.sub(size, done), _I64(shift))
+
+            def body(t, held, done=done, kind=kind, shift=shift):
+                at = builder.add(done, builder.shl(t, _I64(shift)))
+                value = load(builder, source, at, kind)
+                builder.store(value, pointer(builder, target, at, kind)).align = 1
+                return []
+
+            loop(builder, count, [], body)
+            done = builder.add(done, builder.shl(count, _I64(shift)))
+        return context.get_dummy_value()
+
+    return types.none(_long, _long, _long), generate
+
+
+@intrinsic
+def add_products16(typingctx, sums, weights, factor):
+    """Add 16 signed bytes times an int64 factor to 16 int32 sums; addresses."""
+
+    def generate(context, builder, signature, args):
+        sums, weights, factor = args
+        product = builder.mul(
+            builder.sext(load(builder, weights, 0, _BYTES), _INTS),
+            _splat(builder, builder.trunc(factor, _I32), _INTS),
+        )
+        total = builder.add(load(builder, sums, 0, _INTS), product)
+        builder.store(total, pointer(builder, sums, 0, _INTS)).align = 1
+        return context.get_dummy_value()
+
+    return types.none(_long, _long, _long), generate
 
 
 @intrinsic
@@ -214,26 +355,24 @@ def differ16(typingctx, one, other, words):
 
 
 @intrinsic
-def add16(typingctx, one, other, target, m0, m1, excess, scale, lo, hi, zero, words):
-    """clamp(round_half_even((m0 a + m1 b - excess) * scale)) of bytes a and b.
+def add16(typingctx, one, other, target, f0, f1, excess, lo, hi, zero, words):
+    """clamp(round_half_even(f0 a + f1 b - excess)) of bytes a and b.
 
-    m0, m1, excess, scale, lo, hi  float32: integers, but for scale, a power of two
-    Only where every sum is below 2^24: then all but the rounding is exact.
+    f0, f1, excess  float32: integers of at most 2^24, also in sum, by one power of two
+    lo, hi          float32 integers
+    All but the rounding is exact, whether products are rounded before they are added or not.
     """
 
     def generate(context, builder, signature, args):
-        one, other, target, m0, m1, excess, scale, lo, hi, zero, words = args
-        total = None
-        for address, factor in ((one, m0), (other, m1)):
+        one, other, target, f0, f1, excess, lo, hi, zero, words = args
+        total = builder.fneg(_splat(builder, excess, _FLOATS))
+        for address, factor in ((other, f1), (one, f0)):
             value = builder.sitofp(_codes(builder, address, _INTS), _FLOATS)
-            value = builder.fmul(value, _splat(builder, factor, _FLOATS))
-            total = value if total is None else builder.fadd(total, value)
-        total = builder.fsub(total, _splat(builder, excess, _FLOATS))
-        total = builder.fmul(total, _splat(builder, scale, _FLOATS))
+            factor = _splat(builder, factor, _FLOATS)
+            total = _call(builder, "llvm.fmuladd.v16f32", _FLOATS, value, factor, total)
         return put(builder, clamped(builder, total, lo, hi, zero), target, words=words)
 
-    reals = (_real,) * 6
-    return _long(_long, _long, _long, *reals, _long, _long), generate
+    return _long(_long, _long, _long, *(_real,) * 5, _long, _long), generate
 
 
 @intrinsic

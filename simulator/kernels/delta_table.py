@@ -20,6 +20,7 @@ FIELDS = (
     "kind", "a", "b", "at", "row", "pixel", "h", "w", "c", "zero", "mask", "span", "sums",
     "kh", "kw", "sh", "sw", "top", "left", "dh", "dw", "runs", "words", "steps", "weight",
     "bias", "m0", "m1", "shift", "c_in", "c_out", "acc_bits", "per", "flat", "narrow",
+    "low", "high",
 )  # fmt: skip
 """Columns of the table of operations, int64.
 
@@ -41,11 +42,13 @@ m0, m1, shift  of additions and averages, as in `ops.py`; of COPY the first chan
 per, flat     input channels of one group; whether slots run over (channel, row, column), as
               of a flattened map, and not over (row, column, channel)
 narrow        float32 holds every sum exactly, and none can wrap
+low, high     first and last row with a bit, high -1 where there is none: of a copy of the
+              table, which changes as faults are carried
 """
 
 (KIND, A, B, AT, ROW, PIXEL, H, W, C, ZERO, MASK, SPAN, SUMS, KH, KW, SH, SW, TOP, LEFT, DH, DW,
  RUNS, WORDS, STEPS, WEIGHT, BIAS, M0, M1, SHIFT, C_IN, C_OUT, ACC_BITS, PER, FLAT,
- NARROW) = range(len(FIELDS))  # fmt: skip
+ NARROW, LOW, HIGH) = range(len(FIELDS))  # fmt: skip
 
 SLACK = 64
 """Bytes after the frames of an image, and entries after other tables, that a load may touch."""

@@ -27,9 +27,11 @@ from .delta_lanes import (
     add16,
     add16_wide,
     average16,
+    byte,
     copy16,
     depthwise16,
     maximum16,
+    put_byte,
     relu16,
 )
 from .delta_rows import FLAG, OTHER, PLACE, TARGET, WINDOW
@@ -201,8 +203,9 @@ def add(ops, number, lo, hi, frame, count, lists):
     """Kind ADD: clamp(round_half_even((m0 a + m1 b) / 2^shift))."""
     m0, m1, shift, zero = ops[number, M0], ops[number, M1], ops[number, SHIFT], ops[number, ZERO]
     excess = m0 * ops[ops[number, A], ZERO] + m1 * ops[ops[number, B], ZERO]
-    f0, f1, f2 = np.float32(m0), np.float32(m1), np.float32(excess)
-    scale, low, high = np.float32(2.0 ** -np.float64(shift)), np.int64(lo), np.int64(hi)
+    scale = 2.0 ** -np.float64(shift)
+    f0, f1, f2 = np.float32(m0 * scale), np.float32(m1 * scale), np.float32(excess * scale)
+    low, high = np.int64(lo), np.int64(hi)
     pixel, narrow = ops[number, PIXEL], ops[number, NARROW]
     for i in range(count):
         one, other = frame + lists[WINDOW, i], frame + lists[OTHER, i]
@@ -210,8 +213,7 @@ def add(ops, number, lo, hi, frame, count, lists):
         for c in range(0, pixel, 16):
             words = (pixel - c) >> 2
             if narrow:
-                flag |= add16(one + c, other + c, target + c, f0, f1, f2, scale, lo, hi, zero,
-                              words)  # fmt: skip
+                flag |= add16(one + c, other + c, target + c, f0, f1, f2, lo, hi, zero, words)
             else:
                 flag |= add16_wide(one + c, other + c, target + c, m0, m1, excess, shift, low,
                                    high, zero, words)  # fmt: skip
@@ -265,32 +267,31 @@ def pool(ops, number, average, lo, hi, frame, count, lists):
 
 
 @kernel
-def _move(work, source, target, size, address):
-    """`size` bytes from one offset of the frames to another; whether they differed."""
+def _move(source, target, size):
+    """`size` bytes from one address to another; whether they differed."""
     flag = np.int64(0)
     whole = size & ~np.int64(15)
     for c in range(0, whole, 16):
-        flag |= copy16(address + source + c, address + target + c, 4)
+        flag |= copy16(source + c, target + c, 4)
     for c in range(whole, size):
-        flag |= np.int64(work[source + c] ^ work[target + c])
-        work[target + c] = work[source + c]
+        flag |= byte(source + c) ^ byte(target + c)
+        put_byte(byte(source + c), target + c)
     return flag
 
 
 @kernel
-def copy(ops, number, work, count, lists):
+def copy(ops, number, frame, count, lists):
     """Kind COPY: a slice, padding, or two inputs one after the other.
 
-    Padding lists pixels of its input's geometry alone, so that none lies in the border.
+    Listed are only pixels that are another pixel of the input, not what lies around it.
     """
-    a, b, address = ops[number, A], ops[number, B], np.int64(work.ctypes.data)
+    a, b = ops[number, A], ops[number, B]
     for i in range(count):
-        target = lists[TARGET, i]
+        one, target = frame + lists[WINDOW, i], frame + lists[TARGET, i]
         if b < 0:
             size = min(ops[a, C] - ops[number, C_IN], ops[number, C] - ops[number, C_OUT])
-            flag = _move(work, lists[WINDOW, i] + ops[number, C_IN], target + ops[number, C_OUT],
-                         size, address)  # fmt: skip
+            flag = _move(one + ops[number, C_IN], target + ops[number, C_OUT], size)
         else:
-            flag = _move(work, lists[WINDOW, i], target + ops[number, M0], ops[a, C], address)
-            flag |= _move(work, lists[OTHER, i], target + ops[number, M1], ops[b, C], address)
+            flag = _move(one, target + ops[number, M0], ops[a, C])
+            flag |= _move(frame + lists[OTHER, i], target + ops[number, M1], ops[b, C])
         lists[FLAG, i] = flag
