@@ -60,8 +60,8 @@ def measure(name: str, quick: bool) -> report.Section:
 
 def show(section: report.Section) -> None:
     """Print one benchmark's table."""
-    if section.figures:
-        print(table(section.figures))
+    for part in report.parts(section.figures):
+        print(table(part) + "\n")
     for line in (*section.notes, *report.figure_notes(section)):
         print(f"- {line}")
     if section.error:

@@ -62,7 +62,7 @@ def _chains(typingctx, count, seed):
             total.add_incoming(value, loop)
         builder.cbranch(builder.icmp_signed("<", after, count), loop, done)
         builder.position_at_end(done)
-        mixed = functools.reduce(builder.xor, new)
+        mixed = functools.reduce(builder.add, new)
         return builder.extract_element(mixed, _I32(0))
 
     return types.int32(types.int64, types.int32), generate

@@ -150,6 +150,13 @@ def judged(figures: Sequence[Figure]) -> list[Figure]:
     return [figure for figure in figures if figure.verdict or figure.others]
 
 
+def parts(figures: Sequence[Figure]) -> list[list[Figure]]:
+    """Those with a limit or something beside them, and the others: tables of their own."""
+    first = judged(figures)
+    rest = [figure for figure in figures if figure not in first]
+    return [part for part in (first, rest) if part]
+
+
 def missed(figures: Sequence[Figure]) -> list[Figure]:
     return [figure for figure in figures if figure.verdict in (MISSED, MISSED_AIM)]
 
@@ -248,8 +255,8 @@ def _section(section: Section) -> list[str]:
     lines.append("")
     if section.error:
         lines += [f"**Failed**: {section.error}", ""]
-    if section.figures:
-        lines += [markdown(section.figures), ""]
+    for part in parts(section.figures):
+        lines += [markdown(part), ""]
     lines += [_wrapped(f"- {note}", 2) for note in figure_notes(section)]
     lines += ["", f"Took {section.seconds:.0f} s."]
     return lines

@@ -36,7 +36,9 @@ from bench.rivals import client, serve
 from bench.rivals.sites import Sites
 from fsim.accel_models.load import load_accel
 from fsim.simulator import program as P
+from fsim.simulator.batch import Batch
 from fsim.simulator.capture import capture
+from fsim.simulator.engine import FaultHooks
 from fsim.simulator.quantise import quantise
 from fsim.simulator.sites import Placement, select
 from tests.test_layout import ROOT
@@ -178,6 +180,11 @@ def test_summary_and_document_name_what_was_missed_and_what_failed():
     assert "Quick run" not in page
 
 
+def test_figures_without_limit_or_rival_have_a_table_of_their_own():
+    assert report.parts([SHARE, FAST, SAME]) == [[FAST, SAME], [SHARE]]
+    assert report.parts([SHARE]) == [[SHARE]] and report.parts([]) == []
+
+
 @pytest.mark.parametrize("load, told", [(0.1, False), (2.25, True), (None, False)])
 def test_a_busy_machine_is_told(load, told):
     run = made_up()
@@ -278,17 +285,19 @@ def test_the_committed_document_is_of_a_whole_run_and_has_its_picture():
 # --- networks and counts ---
 
 
-class Two(nn.Module):
-    """Two convolutions that can be counted by hand, on maps of 5 x 4."""
+class Three(nn.Module):
+    """Convolutions that can be counted naively, on maps of 5 x 4 and 3 x 2."""
 
     def __init__(self):
         super().__init__()
         self.a = nn.Conv2d(3, 4, 3, padding=1)
         self.b = nn.Conv2d(4, 6, 3, padding=1)
-        self.fc = nn.Linear(6 * 5 * 4, 3)
+        self.c = nn.Conv2d(6, 5, 3, stride=2, padding=1)
+        self.fc = nn.Linear(5 * 3 * 2, 3)
 
     def forward(self, x):
-        return self.fc(torch.flatten(F.relu(self.b(F.relu(self.a(x)))), 1))
+        x = F.relu(self.b(F.relu(self.a(x))))
+        return self.fc(torch.flatten(F.relu(self.c(x)), 1))
 
 
 def test_batch_normalisation_gets_the_mean_statistics_of_batches():
@@ -306,7 +315,7 @@ def test_batch_normalisation_gets_the_mean_statistics_of_batches():
 def test_faults_are_compared_with_whole_runs_and_multiply_adds_counted():
     torch.manual_seed(1)
     images = torch.randn(16, 3, 5, 4).numpy()
-    program = quantise(capture(Two().eval(), images), images)
+    program = quantise(capture(Three().eval(), images), images)
     placement = Placement(program, load_accel("systolic", "os"))
     campaign = injections.Campaign(placement, images[:6], threads=1)
     done = campaign.run(200, 7)
@@ -316,20 +325,29 @@ def test_faults_are_compared_with_whole_runs_and_multiply_adds_counted():
     found = injections.compare(campaign, done, 150)
     assert (found.faults, found.wrong) == (150, 0)
 
-    first, second = (op.index for op in program.ops if isinstance(op, P.Conv))
-    assert set(done.rows["layer"]) == {first, second}
-    golden = P.run(program, images[:6], keep=[first]).kept[first].reshape(6, -1)
-    struck = campaign.delta.psum_hits(done.image, done.rows)
-    readers = 0
-    for i in range(150):
-        place = struck.index[i]
-        if struck.op[i] == first and golden[done.image[i], place] != struck.code[i]:
-            y, x = divmod(int(place) // 4, 4)
-            readers += (min(y, 1) + 1 + min(4 - y, 1)) * (min(x, 1) + 1 + min(3 - x, 1))
-    assert readers > 100
-    assert found.windows == readers * 9 * 4 * 6 / 150 and found.changed == readers * 6 / 150
+    convolutions = [op for op in program.ops if isinstance(op, P.Conv)]
+    assert set(done.rows["layer"]) == {op.index for op in convolutions}
+    every = [op.index for op in program.ops[:-1]]
+    golden = P.run(program, images[:6], keep=every).kept
+    hooks = FaultHooks(placement, Batch(done.rows[:150], np.arange(150)))
+    faulty = P.run(program, images[done.image[:150]], hooks=hooks, keep=every).kept
+    windows = changed = 0
+    for op in convolutions:
+        source, (out, channels, *_), step = op.inputs[0], op.weight.shape, op.stride[0]
+        _, height, width = op.shape
+        for fault in range(150):
+            codes = faulty[source][fault] != golden[source][done.image[fault]]
+            for y in range(height):
+                for x in range(width):
+                    rows = range(max(y * step - 1, 0), min(y * step + 2, codes.shape[0]))
+                    across = range(max(x * step - 1, 0), min(x * step + 2, codes.shape[1]))
+                    count = sum(int(codes[i, j].sum()) for i in rows for j in across)
+                    windows += 9 * channels * out * (count > 0)
+                    changed += out * count
+    assert 0 < changed < windows
+    assert (found.windows, found.changed) == (windows / 150, changed / 150)
 
-    done.found.acc[[3, 60]] += 1
+    done.found.acc[[3, 60], 1] += 1
     assert injections.compare(campaign, done, 150).wrong == 2
 
 
@@ -353,10 +371,8 @@ def test_the_loop_of_the_peak_multiplies_and_adds():
     left = seed.to_bytes(4, "little")
     right = (seed ^ 0x01020304).to_bytes(4, "little")
     dot = sum(a * (b - 256 if b > 127 else b) for a, b in zip(left, right))
-    wanted = 0
-    for chain in range(peak.CHAINS):
-        wanted ^= (chain + count * dot) & 0xFFFFFFFF
-    assert int(peak._work(count, np.int32(seed))) & 0xFFFFFFFF == wanted
+    wanted = sum(chain + count * dot for chain in range(peak.CHAINS))
+    assert (int(peak._work(count, np.int32(seed))) - wanted) % (1 << 32) == 0
 
 
 # --- rivals ---
@@ -408,14 +424,14 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(serve.TOOLS, "fake", "numpy")
     torch.manual_seed(0)
-    monkeypatch.setattr(serve, "build", lambda network: Two())
-    torch.save(Two().state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr(serve, "build", lambda network: Three())
+    torch.save(Three().state_dict(), tmp_path / "w.pt")
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(6, 3, 5, 4)).astype("f4"))
     made = serve.Server("fake")
     threads = torch.get_num_threads()
     told = made.answer("prepare", network="two", weights=str(tmp_path / "w.pt"),
                        images=str(tmp_path / "x.npy"), threads=threads)  # fmt: skip
-    assert told["outputs"] == (4 + 6) * 5 * 4 and told["version"] == np.__version__
+    assert told["outputs"] == (4 + 6) * 5 * 4 + 5 * 3 * 2 and told["version"] == np.__version__
     return made
 
 
