@@ -49,6 +49,7 @@ __all__ = [
     "TraceWriter",
     "canonical_json",
     "hash_task",
+    "merge_traces",
     "read_trace",
     "tensor_digest",
 ]
@@ -382,6 +383,23 @@ class TraceWriter:
         finally:
             if self._open:
                 self.abandon()
+
+
+def merge_traces(paths: list[Path], out: Path, traces: list[Trace]) -> None:
+    """Write traces of one task with disjoint trials as one, atomically.
+
+    traces  the same files as read and checked. Where their provenance differs, that of the
+            result lists all of them.
+    """
+    stated = [canonical_json(trace.provenance, "provenance") for trace in traces]
+    if len(set(stated)) == 1:
+        provenance = stated[0]
+    else:
+        each = [json.loads(text) for text in sorted(set(stated))]
+        provenance = canonical_json({"merged": each}, "provenance")
+    image = _file_image(_merged_columns(paths), canonical_json(traces[0].task), provenance)
+    with _writing(out):
+        _write_atomically(out, image, out.with_name(f".{out.name}.tmp"))
 
 
 def _parts_dir(path: Path) -> Path:

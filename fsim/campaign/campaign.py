@@ -73,6 +73,7 @@ def make_task(
     shard: int | None = None,
     flips: tuple[int, ...] = (),
     rows: np.ndarray | None = None,
+    stated: dict | None = None,
 ) -> dict:
     """The task of a campaign.
 
@@ -80,6 +81,7 @@ def make_task(
     each, stratify  of the frame of single faults
     allocation  (frame or None) -> trials of each stratum, or None if they depend on counts
     rows        the fault list of design "list"
+    stated      options as the user gave them, from which `cite.command_of` makes the command
     """
     images = len(session.images)
     space = select(session.placement, select_names["layers"], select_names["sites"])
@@ -114,6 +116,7 @@ def make_task(
             "allocation": None if counts is None else [int(count) for count in counts],
             "pilot": pilot,
             "shard": shard or max(1, SHARD // unit),
+            "stated": stated or {},
         },
     }
 

@@ -25,7 +25,10 @@ def command_of(task: dict) -> str:
     add("--data", task["data"])
     add("--data-dir", task["data_dir"])
     add("--images", task["images"])
-    add("--accel", task["accel"]["name"])
+    given = stated.get("stated") or {}
+    add("--accel", given.get("accel", task["accel"]["name"]))
+    for setting in given.get("settings", ()):
+        add("--set", setting)
     add("--dataflow", task["accel"]["dataflow"])
     kind = stated["design"]
     if kind == "single":
@@ -50,16 +53,17 @@ def command_of(task: dict) -> str:
         add(_STOP[rule["name"]], rule["value"])
         add("--max-trials", rule["most"], 10_000_000)
     elif kind in ("single", "flips"):
-        if kind == "single" and stated["allocation"] is None:
-            add("--trials", rule["most"])
-        elif len(stated["allocation"]) == 1 or kind == "flips":
-            add("--trials", task["trials"])
+        if given.get("exhaustive"):
+            words.append("--exhaustive")
+        elif given.get("margin") is not None:
+            for name in ("margin", "t", "p", "rounding"):
+                add(f"--{name}", given.get(name), "ceil")
         else:
-            words.append("(--margin or --exhaustive, as first given)")
+            add("--trials", task["trials"] or rule["most"])
     add("--metric", rule["metric"], "sdc_critical")
     add("--confidence", rule["confidence"], 0.95)
     add("--seed", task["seed"], 0)
-    return " ".join(w if w.startswith("(") else shlex.quote(w) for w in words)
+    return shlex.join(words)
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -88,7 +88,7 @@ class Loky:
 
     def close(self) -> None:
         """End the processes."""
-        self._executor.shutdown(wait=False, kill_workers=True)
+        self._executor.shutdown(wait=True, kill_workers=True)
 
 
 class _Failed:

@@ -183,6 +183,8 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
         allocation=_allocation(design, rule, chips, rows, trials, margin, t_value, p_value,
                                rounding, exhaustive, confidence, axes),
         pilot=pilot, shard=shard_size, flips=numbers, rows=rows,
+        stated=_stated(accel, settings, rule, trials, margin, t_value, p_value, rounding,
+                       exhaustive),
     )  # fmt: skip
     options = Options(way, memory << 20, threads)
     ready = Campaign(task, options, session, rows)
@@ -238,6 +240,17 @@ def _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, site
     if fault == "flip":
         return "single", {"kind": "flip", "memories": wanted}
     return "single", {"kind": fault}
+
+
+def _stated(accel, settings, rule, trials, margin, t_value, p_value, rounding, exhaustive) -> dict:
+    """Options that a task states in other words, for the command that reproduces it."""
+    found = {"accel": accel, "settings": list(settings)}
+    if exhaustive:
+        found["exhaustive"] = True
+    elif rule["name"] == "fixed" and trials is None:
+        found |= {"margin": 0.01 if margin is None else margin, "t": t_value, "p": p_value,
+                  "rounding": rounding}  # fmt: skip
+    return found
 
 
 def _allocation(design, rule, chips, rows, trials, margin, t_value, p_value, rounding, exhaustive,
