@@ -169,14 +169,15 @@ def propagate(
     ops, last, classes = ops.copy(), len(ops) - 1, golden_acc.shape[1]
     work, masks = np.empty(frames.shape[1], np.uint8), np.zeros(2 * words, np.uint64)
     lists, sums = np.zeros((5, pixels + MORE), np.int64), np.zeros(-(-classes // 16) * 16, np.int32)
-    frame, held = np.int64(work.ctypes.data), np.int64(-1)
-    golden, bytes_held = np.int64(0), np.int64(frames.shape[1])
+    held, golden, bytes_held = np.int64(-1), np.int64(0), np.int64(frames.shape[1])
     steps_at, weights_at = np.int64(steps.ctypes.data), np.int64(weights.ctypes.data)
     bias_at, wide_at = np.int64(bias.ctypes.data), np.int64(wide.ctypes.data)
     offset_at, factors_at = np.int64(offset.ctypes.data), np.int64(factors.ctypes.data)
     for number in range(last + 1):
         unmark(ops, number)
     for f in order:
+        # Here and not before the loop: numba frees an array after the last line that names it.
+        frame = np.int64(work.ctypes.data)
         if image[f] != held:
             held = image[f]
             golden = np.int64(frames.ctypes.data) + held * bytes_held
