@@ -92,10 +92,10 @@ def _lower_tail(k: int, failing: int, n: int, population: int) -> float:
         return _integral(k, least, failing, n, population, deviation)
     total = term = 1.0
     for top in range(k, least, -_BLOCK):
-        x = np.arange(top, max(least, top - _BLOCK), -1, dtype=np.float64)
-        # pmf(x - 1) / pmf(x); the differences of large integers are formed exactly.
-        down = x * (float(population - failing - n + top) - (top - x))
-        up = (failing - top + 1.0 + (top - x)) * (n - top + 1.0 + (top - x))
+        # pmf(x - 1) / pmf(x) at x = top - step; integers are subtracted before they are floats.
+        step = np.arange(min(_BLOCK, top - least), dtype=np.float64)
+        down = (float(top) - step) * (float(population - failing - n + top) - step)
+        up = (float(failing - top + 1) + step) * (float(n - top + 1) + step)
         terms = term * np.cumprod(down / up)
         total += float(terms.sum())
         term = float(terms[-1])

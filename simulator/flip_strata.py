@@ -10,9 +10,9 @@ answers every rate:
 with no failure at j = 0. The rate must be common to all bits: memories with rates of their
 own need strata of their own.
 
-Sources: post-stratification by the number of faults is Cochran, "Sampling Techniques" (3rd ed.,
-Wiley 1977), section 5A.9, with known weights; limits as in `stratified`; Korn and Graubard,
-Survey Methodology 24 (1998) 193 (effective number of observations).
+Sources: Cochran, "Sampling Techniques" (3rd ed., Wiley 1977), chapter 5 (strata of known weight);
+limits as in `stratified`; Korn and Graubard, Survey Methodology 24 (1998) 193 (effective number
+of observations).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def rate_interval(
     high = _assembled(_strata(x, n, mass + gaps[:-1]), 0.0, top, confidence, "").high
     inner = gaps[1:-1] / 2
     spread = mass + np.append(inner, top) + np.append(gaps[0] / 2, inner)
-    estimate = float((spread * x / n).sum())
+    estimate = min(1.0, float((spread * x / n).sum()))
     low, high = min(low, estimate), max(high, estimate)
     if top > 0.5 * _any_flip(ber, bits):
         estimate = math.nan
@@ -168,8 +168,8 @@ def _mixture(ber, bits, x, n, mass, gaps, certain, confidence, method) -> Interv
 
 
 def _strata(x, n, mass) -> _Strata:
-    """Strata that trials do not use up; those whose mass underflows are left out."""
-    some = mass > 0
+    """Strata that trials do not use up, less those whose mass is far below any rounding."""
+    some = mass > 1e-30 * mass.max(initial=0.0)
     return _Strata.unlimited(x[some], n[some], mass[some])
 
 

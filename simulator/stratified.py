@@ -45,6 +45,11 @@ def stratified_interval(
     sizes of sizes). One with trials = 0 counts whole as not failing in the low limit and
     whole as failing in the high one; the estimate leaves it out, and is NaN if such strata
     hold more than half of the sites.
+
+    Measured at a nominal 95 %: at least 95 % for every population of two or three strata that
+    was enumerated; 94.7 to 100 % (700 campaigns each, standard error 0.8 %) for 36 populations of
+    3, 40 and 300 strata of very unequal sizes with failures everywhere, in few, light or heavy
+    strata, after proportional and Neyman allocation.
     """
     x, n, sizes = _checked_strata(failures, trials, sizes)
     return _interval(x.astype(np.float64), n, sizes, _checked_confidence(confidence))
@@ -67,7 +72,7 @@ def weighted_interval(
         )
     x, n, _ = _checked_strata(failures, trials, np.full(weights.shape, 2**62))
     confidence = _checked_confidence(confidence)
-    sampled = (n > 0) & (weights > 0)
+    sampled = (n > 0) & (weights > 1e-30)  # less is far below any rounding
     strata = _Strata.unlimited(x[sampled].astype(np.float64), n[sampled], weights[sampled])
     unknown = max(0.0, 1.0 - float(weights[sampled].sum()))
     return _assembled(strata, 0.0, unknown, confidence, "stratified")
@@ -86,10 +91,10 @@ def neyman_allocation(
     a is the larger of 1 and a tenth of the strata that are still open. The pilot is part of
     the estimate too: a stratum that happens to show few failures is given few trials, and its
     estimate stays low. For rare failures that bias is at most 0.1 sqrt(strata / a) standard
-    errors, which a keeps below 0.3. Measured with strata of one rate 0.02 (2000 campaigns of
-    pilot and twice as many after it): 60 strata, pilot of 100 each, -0.24 standard errors and
-    94.9 % coverage (with a = 1: -0.70 and 90.1 %); 300 strata, pilot of 50 each, -0.08 and 96.7 %
-    (a = 1: -1.52 and 66.2 %).
+    errors, which a keeps below 0.3. Measured with strata of one rate 0.02, two trials after each
+    trial of the pilot: 60 strata, pilot of 100 each, -0.24 standard errors and 94.9 % coverage
+    in 2000 campaigns (with a = 1: -0.70 and 90.1 %); 300 strata, pilot of 50 each, -0.08 and
+    96.7 % in 600 (a = 1: -1.52 and 66.2 %).
     """
     x, n, sizes = _checked_strata(failures, trials, sizes)
     if int(budget) != budget or budget < 0:
@@ -241,16 +246,15 @@ def _upper(strata: _Strata, tail: float) -> float:
     def excess(pull: float) -> float:
         return _at_most(rate, strata, _pulled(seen, size, pull * strata.weight)) - tail
 
-    step = float((size / strata.weight).min())
-    low, high = 0.0, step
-    for _ in range(60):
-        if excess(low) > 0:
-            break
-        low = -step if low == 0 else 2 * low
-    for _ in range(200):
-        if excess(high) <= 0:
-            break
-        low, high = max(low, high) if high > step else low, 2 * high
+    # Bracket by doubling. A rate that differs from 1 by rounding alone has no bracket above.
+    high = float((size / strata.weight).min())
+    low = 0.0
+    while excess(low) <= 0 and low > -1e120:
+        low = -high if low == 0 else 2 * low
+    while excess(high) > 0:
+        low, high = high, 2 * high
+        if high > 1e120:
+            return 1.0
     pull = optimize.brentq(excess, low, high, xtol=1e-300, rtol=1e-10)
     return float((strata.weight * _pulled(seen, size, pull * strata.weight)).sum())
 
@@ -262,7 +266,7 @@ def _pulled(seen, size, pull) -> np.ndarray:
     """
     gap = size - pull
     root = np.sqrt(np.maximum(gap * gap + 4 * pull * seen, 0.0))
-    small = 2 * seen / np.maximum(gap + root, 1e-300)
+    small = 2 * seen / np.where(gap > 0, gap + root, 1.0)
     large = (root - gap) / np.where(pull > 0, 2 * pull, 1.0)
     return np.clip(np.where(gap > 0, small, large), 0.0, 1.0)
 
@@ -282,7 +286,7 @@ def _at_most(limit: float, strata: _Strata, p: np.ndarray) -> float:
     variance = float((noise * grain * strata.spread).sum())
     third = float((noise * grain * grain * (1 - 2 * p) * strata.skew).sum())
     mean = float((strata.weight * p).sum())
-    if variance <= 0.0:
+    if variance <= 1e-250:  # all rates 0 or 1
         return float(mean <= limit)
     step = max(variance / float((noise * strata.spread).sum()), abs(third) / variance)
     share = min(max((1.0 - third / (variance * step)) / 2.0, 1e-8), 1.0 - 1e-8)

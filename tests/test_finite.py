@@ -130,6 +130,16 @@ def test_half_of_a_vast_population_has_the_normal_width():
     assert 0.5 - found.low == pytest.approx(half, rel=1e-6)
 
 
+def test_counts_beyond_the_integers_of_a_float():
+    """k of n = 0.73 N sites at 2^55: K failing sites were each tried with probability n / N."""
+    k, n, population = 3389313, 40168330615081296, 54981310826028432
+    found, share = hypergeometric(k, n, population), n / population
+    # k ~ Bin(K, n/N): K = k / share, standard error sqrt(K (1 - share) / share), 1.959964 of it.
+    half = 1.959964 * math.sqrt(k / share * (1 - share) / share)
+    assert found.high * population - k / share == pytest.approx(half, rel=0.002)
+    assert k / share - found.low * population == pytest.approx(half, rel=0.002)
+
+
 def test_it_lies_inside_clopper_pearson_and_narrows_with_the_share_tried():
     widths = []
     for population in (10_000, 2_000, 1_200, 1_010):

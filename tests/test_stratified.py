@@ -348,6 +348,28 @@ def test_mirror_images():
     assert (one.low, one.high) == pytest.approx((1 - other.high, 1 - other.low), rel=1e-9)
 
 
+def test_limits_stay_in_order_whatever_the_sizes():
+    """Sizes from 1 to 2^61, all or none failing, weights down to 1e-300: no warning either."""
+    rng = np.random.default_rng(6)
+    for turn in range(400):
+        strata = int(rng.choice([1, 2, 3, 10, 100]))
+        sizes = np.exp(rng.uniform(0, rng.choice([3, 10, 42]), strata)).astype(np.int64)
+        trials = np.exp(rng.uniform(-1, rng.choice([2, 6, 30]), strata)).astype(np.int64)
+        trials = np.minimum(trials, sizes)
+        failures = rng.binomial(np.minimum(trials, 10**9), rng.choice([0, 1e-6, 0.01, 0.5, 0.999]))
+        if turn % 2:
+            failures = (trials * rng.choice([0, 0.5, 1], strata)).astype(np.int64)
+        confidence = rng.choice([0.5, 0.95, 0.999999])
+        weights = (0.1 + rng.random(strata)) ** rng.choice([1, 5, 300])
+        for found in (
+            stratified_interval(failures, trials, sizes, confidence=confidence),
+            weighted_interval(failures, trials, weights / weights.sum(), confidence=confidence),
+        ):
+            assert 0 <= found.low <= found.high <= 1
+            if not math.isnan(found.estimate):
+                assert found.low - 1e-12 <= found.estimate <= found.high + 1e-12
+
+
 def test_a_wider_confidence_is_a_wider_interval():
     widths = []
     for confidence in (0.5, 0.9, 0.95, 0.99, 0.9999):
