@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("fsim.cli.merge:merge", "Join the parts of a campaign (--shard)."),
     "trace": ("fsim.cli.trace:trace", "Show a trace, export it as CSV or Parquet."),
     "cite": ("fsim.cli.cite:cite", "A campaign as the paragraph of a methods section."),
+    "report": ("fsim.cli.report:report", "One page of campaigns, with pictures and tables."),
     "replay": ("fsim.cli.replay:replay", "Recompute every outcome of a trace from its rows."),
     "explain": ("fsim.cli.explain:explain", "What one fault of a trace did, layer by layer."),
     "faults": ("fsim.cli.faults:faults", "Hardware faults of accelerators and their models."),

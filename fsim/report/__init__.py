@@ -1,0 +1,1 @@
+"""Reports of finished campaigns: one page, its pictures and its tables."""
