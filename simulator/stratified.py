@@ -47,9 +47,9 @@ def stratified_interval(
     hold more than half of the sites.
 
     Measured at a nominal 95 %: at least 95 % for every population of two or three strata that
-    was enumerated; 94.7 to 100 % (700 campaigns each, standard error 0.8 %) for 36 populations of
+    was enumerated; 94.7 to 100 % (700 campaigns each, standard error 0.8 %) for 18 populations of
     3, 40 and 300 strata of very unequal sizes with failures everywhere, in few, light or heavy
-    strata, after proportional and Neyman allocation.
+    strata, each after proportional and after Neyman allocation.
     """
     x, n, sizes = _checked_strata(failures, trials, sizes)
     return _interval(x.astype(np.float64), n, sizes, _checked_confidence(confidence))
