@@ -5,7 +5,8 @@ all accumulators of all convolutions, in one image; int8 network, output-station
 (`systolic`, os), where every accumulator is stored once. Timed is all that a user pays for a
 fault: its site is drawn, the accumulator's new code found, the difference carried to the
 answer, the answer classified. The fault-free run of the images, once a campaign, is stated
-by itself. fsim and its rivals take turns on the same images, weights and number of threads.
+by itself. fsim and its rivals take turns on the same images, weights and number of threads:
+all CPUs, and one, whose ratio other work on the machine changes least.
 
 Every network's timed faults are compared, a sample of them, with running the whole network
 again on a copy of the image, all sums bit for bit.
@@ -22,23 +23,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from fsim.accel_models.load import load_accel
-from fsim.fault_models.bit_errors import OneFlip
 from fsim.machine import cpus
-from fsim.simulator import program as P
-from fsim.simulator.batch import Batch
 from fsim.simulator.capture import capture
-from fsim.simulator.delta import Delta, Propagated
-from fsim.simulator.draws import Draws
-from fsim.simulator.engine import FaultHooks
 from fsim.simulator.kernels import vnni
 from fsim.simulator.quantise import quantise
-from fsim.simulator.sites import Placement, select
-from fsim.simulator.statistics import Outcome, classify, top1
+from fsim.simulator.sites import Placement
+from fsim.simulator.statistics import Outcome
 
 from .figures import HIGHER, LOWER, Figure
+from .flips import PARTS, Campaign, Compared, Round, compare
 from .networks import NAMES, network, pictures
 from .peak import macs_per_second
 from .rivals.client import Rival, RivalError
@@ -52,7 +47,6 @@ SOURCE = (
     "injections against PyTorchFI 0.6.0 at its best batch (the floor is 10 without AVX512-VNNI)"
 )
 RIVALS = {"pytorchfi": "PyTorchFI", "mrfi": "MRFI"}
-PARTS = ("drawing sites", "accumulators to codes", "propagation", "classification")
 
 NOTES = (
     "fsim flips a bit of a 32-bit accumulator of the int8 network and gives the bits that the "
@@ -88,109 +82,11 @@ class Sizes:
     seconds: float = 1.0
     batches: tuple[int, ...] = (64, 128, 32, 256, 512, 8, 1)
     try_seconds: float = 0.3
-    budget: float = 15.0
+    budget: float = 10.0
     compared: int = 512
 
 
 QUICK = Sizes(rounds=2, seconds=0.3, batches=(64, 128), try_seconds=0.1, compared=64)
-
-
-@dataclass
-class Round:
-    """What one round of faults gave.
-
-    seconds  by part; outcome (f,) codes of statistics.Outcome
-    """
-
-    seconds: dict[str, float]
-    image: np.ndarray
-    rows: np.ndarray
-    found: Propagated
-    outcome: np.ndarray
-
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
-
-    @property
-    def rate(self) -> float:
-        return len(self.rows) / self.total
-
-
-class Campaign:
-    """Faults in the accumulators of all convolutions of a network."""
-
-    def __init__(self, placement: Placement, images: np.ndarray, threads: int):
-        self.placement, self.images, self.threads = placement, images, threads
-        convolutions = [op.name for op in placement.program.ops if isinstance(op, P.Conv)]
-        self.space = select(placement, convolutions, ("psums",))
-        self.faults, self.draws = OneFlip(("psums",)), Draws(0)
-        start = time.perf_counter()
-        self.delta = Delta(placement, images)
-        self.golden_seconds = time.perf_counter() - start
-        self.top1 = top1(self.delta.logits)
-
-    def run(self, count: int, number: int) -> Round:
-        """`count` faults, every image struck as often; other numbers are other faults."""
-        clock = [time.perf_counter()]
-
-        def lap():
-            clock.append(time.perf_counter())
-
-        rows = self.faults.rows(self.space, number, np.arange(count), self.draws)
-        image = rows["image"] % len(self.images)
-        lap()
-        struck = self.delta.psum_hits(image, rows)
-        lap()
-        found = self.delta.propagate(struck, threads=self.threads)
-        lap()
-        scale = self.placement.program.ops[-1].multiplier
-        classes = top1(found.acc.astype(np.float32) * scale)
-        outcome = classify(self.delta.acc[image], found.acc, self.top1[image], classes)
-        lap()
-        seconds = dict(zip(PARTS, np.diff(clock).tolist()))
-        return Round(seconds, image, rows, found, outcome)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A sample run again as a whole.
-
-    wrong    faults whose sums are not those of the whole run, of `faults`
-    windows  multiply-adds a fault, all inputs of every pixel that reads a changed one
-    changed  the same, changed inputs alone
-    """
-
-    faults: int
-    wrong: int
-    windows: float
-    changed: float
-
-
-def compare(campaign: Campaign, done: Round, count: int) -> Compared:
-    """The first faults of a round against the slow way: the whole network for each fault."""
-    program = campaign.placement.program
-    image, rows = done.image[:count], done.rows[:count]
-    convolutions = [op for op in program.ops if isinstance(op, P.Conv)]
-    sources = sorted({op.inputs[0] for op in convolutions})
-    golden = P.run(program, campaign.images, keep=sources).kept
-    hooks = FaultHooks(campaign.placement, Batch(rows, np.arange(len(rows))))
-    whole = P.run(program, campaign.images[image], hooks=hooks, keep=sources)
-    wrong = int((whole.acc != done.found.acc[: len(rows)]).any(1).sum())
-    windows = changed = 0
-    for op in convolutions:
-        source = op.inputs[0]
-        differs = (whole.kept[source] != golden[source][image]).sum(-1).astype(np.float32)
-        if not differs.any():
-            continue
-        out, per_group, height, width = op.weight.shape
-        left, right, top, bottom = op.padding
-        padded = F.pad(torch.from_numpy(differs)[:, None], (left, right, top, bottom))
-        window = torch.ones(1, 1, height, width)
-        reads = F.conv2d(padded, window, stride=op.stride, dilation=op.dilation)
-        windows += int((reads > 0).sum()) * op.weight.size
-        changed += int(reads.sum()) * (out // op.groups)
-    return Compared(len(rows), wrong, windows / len(rows), changed / len(rows))
 
 
 @dataclass
@@ -212,18 +108,20 @@ class Opponent:
         self.injected += answer["injections"]
 
 
-def opponents(stack: ExitStack, name, model, images, threads, sizes) -> tuple[list, list[str]]:
+def opponents(
+    stack: ExitStack, name: str, model: torch.nn.Module, campaign: Campaign, sizes: Sizes
+) -> tuple[list[Opponent], list[str]]:
     """(rivals ready to run, why others are not there)."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     torch.save(model.state_dict(), folder / "weights.pt")
-    np.save(folder / "images.npy", images)
+    np.save(folder / "images.npy", campaign.images)
     ready, missing = [], []
     for tool, shown in RIVALS.items():
         try:
             rival = stack.enter_context(Rival(tool))
             told = rival.ask(
                 "prepare", network=name, weights=str(folder / "weights.pt"),
-                images=str(folder / "images.npy"), threads=threads,
+                images=str(folder / "images.npy"), threads=campaign.threads,
             )  # fmt: skip
             tried = rival.best(told["layouts"], sizes.batches, sizes.try_seconds, sizes.budget)
         except RivalError as error:
@@ -240,63 +138,88 @@ def opponents(stack: ExitStack, name, model, images, threads, sizes) -> tuple[li
     return ready, missing
 
 
-def measure(name: str, threads: int, peak: float | None, sizes: Sizes) -> list[Figure]:
-    """All figures of one network."""
+def measure(name: str, counts: list[int], peak: float | None, sizes: Sizes) -> list[Figure]:
+    """All figures of one network, injections a second on each number of threads.
+
+    What else there is, is of the last of them.
+    """
     images, what = pictures(name, IMAGES)
     model, weights = network(name, images)
     placement = Placement(quantise(capture(model, images), images), load_accel("systolic", "os"))
-    Campaign(placement, images[:threads], threads).run(100, 0)  # loads the kernels
-    campaign = Campaign(placement, images, threads)
-    pilot = campaign.run(1000, 1_000_000)
-    count = int(np.clip(pilot.rate * sizes.seconds, 1000, 1_000_000))
-    print(f"{name}: {weights}, {len(images)} images ({what}), {threads_text(threads)}, "
-          f"{sizes.rounds} rounds of {count} faults", flush=True)  # fmt: skip
-    rounds: list[Round] = []
-    with ExitStack() as stack:
-        rivals, missing = opponents(stack, name, model, images, threads, sizes)
-        for line in missing:
-            print(f"  without {line}", flush=True)
-        for number in range(sizes.rounds):
-            rounds.append(campaign.run(count, number))
-            for rival in list(rivals):
-                try:
-                    rival.run(sizes.seconds, number)
-                except RivalError as error:
-                    missing.append(f"{rival.name}: {error}")
-                    rivals.remove(rival)
-                    print(f"  without {missing[-1]}", flush=True)
+    Campaign(placement, images[:2], 1).run(100, 0)  # loads the kernels
+    campaign = Campaign(placement, images)
+    print(f"{name}: {weights}, {len(images)} images ({what})", flush=True)
+    figures = []
+    for threads in counts:
+        campaign.threads = threads
+        with torch_threads(threads):
+            turns = take_turns(name, model, campaign, sizes)
+        figures += against(name, threads, turns, f"{weights}; images: {what}")
     sample = sizes.compared if name in LIMITED else sizes.compared // 4  # it is a large one
-    compared = compare(campaign, rounds[-1], sample)
+    last = turns.rounds[-1]
+    compared = compare(campaign, last, sample)
     return [
-        *against(name, rounds, rivals, missing, f"{weights}; images: {what}"),
+        *figures,
         Figure(
             f"{name}: faults not equal to the whole network run again",
             [compared.wrong], f"of {compared.faults}", LOWER, floor=0,
             source="a fault has the same bits as the whole network run again",
         ),
-        *outcomes(name, rounds, rivals),
-        *spread(name, campaign, rounds[-1]),
+        *outcomes(name, turns),
+        *spread(name, campaign, last),
         Figure(
             f"{name}: golden run of {len(images)} images, once",
             [campaign.golden_seconds * 1e3], "ms",
             note="codes and sums of every operation kept; "
-            + ", ".join(f"{rival.name} {rival.golden * 1e3:.0f} ms" for rival in rivals),
+            + ", ".join(f"{rival.name} {rival.golden * 1e3:.0f} ms" for rival in turns.rivals),
         ),
-        *bound(name, rounds, compared, peak, threads),
-        *shares(name, rounds),
-        *by_size(name, campaign, rounds[-1]),
+        *bound(name, turns.rounds, compared, peak, campaign.threads),
+        *shares(name, turns.rounds),
+        *by_size(name, campaign, last),
     ]  # fmt: skip
 
 
-def against(name, rounds, rivals, missing, note) -> list[Figure]:
+@dataclass
+class Turns:
+    """Rounds that took turns; why a rival is missing."""
+
+    rounds: list[Round]
+    rivals: list[Opponent]
+    missing: list[str]
+
+
+def take_turns(name: str, model, campaign: Campaign, sizes: Sizes) -> Turns:
+    """fsim and its rivals in turns, on the campaign's number of threads."""
+    pilot = campaign.run(1000, 1_000_000)
+    count = int(np.clip(pilot.rate * sizes.seconds, 1000, 1_000_000))
+    print(
+        f"  {threads_text(campaign.threads)}: {sizes.rounds} rounds of {count} faults", flush=True
+    )
+    turns = Turns([], [], [])
+    with ExitStack() as stack:
+        turns.rivals, turns.missing = opponents(stack, name, model, campaign, sizes)
+        for number in range(sizes.rounds):
+            turns.rounds.append(campaign.run(count, number))
+            for rival in list(turns.rivals):
+                try:
+                    rival.run(sizes.seconds, number)
+                except RivalError as error:
+                    turns.missing.append(f"{rival.name}: {error}")
+                    turns.rivals.remove(rival)
+    for line in turns.missing:
+        print(f"  without {line}", flush=True)
+    return turns
+
+
+def against(name: str, threads: int, turns: Turns, note: str) -> list[Figure]:
     """Injections a second beside each rival."""
-    rates = [done.rate for done in rounds]
-    label = f"{name}: injections"
-    if not rivals:
-        why = f"{note}; no rival: " + "; ".join(missing)
+    rates = [done.rate for done in turns.rounds]
+    label = f"{name}: injections, {threads_text(threads)}"
+    if not turns.rivals:
+        why = f"{note}; no rival: " + "; ".join(turns.missing)
         return [Figure(label, rates, "/s", HIGHER, note=why)]
     figures = []
-    for rival in rivals:
+    for rival in turns.rivals:
         limits = {}
         if name in LIMITED and rival.name.startswith("PyTorchFI"):
             limits = {"floor": FLOOR_WITHOUT_VNNI, "source": SOURCE}
@@ -309,9 +232,9 @@ def against(name, rounds, rivals, missing, note) -> list[Figure]:
     return figures
 
 
-def outcomes(name, rounds, rivals) -> list[Figure]:
+def outcomes(name: str, turns: Turns) -> list[Figure]:
     """Shares of outcomes of all timed faults."""
-    outcome = np.concatenate([done.outcome for done in rounds])
+    outcome = np.concatenate([done.outcome for done in turns.rounds])
     found = []
     for label, code in (
         ("masked", Outcome.MASKED),
@@ -322,7 +245,7 @@ def outcomes(name, rounds, rivals) -> list[Figure]:
             Figure(f"{name}: {label}", [100 * float((outcome == code).mean())],
                    f"% of {len(outcome):,} faults")
         )  # fmt: skip
-    others = [f"{r.name} {100 * (1 - r.differ / r.injected):.0f} %" for r in rivals]
+    others = [f"{r.name} {100 * (1 - r.differ / r.injected):.0f} %" for r in turns.rivals]
     if others:
         masked = found[0]
         found[0] = Figure(masked.name, masked.values, masked.unit,
@@ -330,7 +253,7 @@ def outcomes(name, rounds, rivals) -> list[Figure]:
     return found
 
 
-def spread(name, campaign: Campaign, done: Round) -> list[Figure]:
+def spread(name: str, campaign: Campaign, done: Round) -> list[Figure]:
     """How far faults get."""
     every = slice(None, None, -(-len(done.rows) // 2000))
     image, rows = done.image[every], done.rows[every]
@@ -345,7 +268,9 @@ def spread(name, campaign: Campaign, done: Round) -> list[Figure]:
     ]  # fmt: skip
 
 
-def bound(name, rounds, compared, peak, threads) -> list[Figure]:
+def bound(
+    name: str, rounds: list[Round], compared: Compared, peak: float | None, threads: int
+) -> list[Figure]:
     """What arithmetic alone would allow."""
     figures = []
     rate = statistics.median(done.rate for done in rounds)
@@ -365,7 +290,7 @@ def bound(name, rounds, compared, peak, threads) -> list[Figure]:
     return figures
 
 
-def shares(name, rounds) -> list[Figure]:
+def shares(name: str, rounds: list[Round]) -> list[Figure]:
     """Where the time of a fault goes."""
     return [
         Figure(f"{name}: time for {part}",
@@ -374,7 +299,7 @@ def shares(name, rounds) -> list[Figure]:
     ]  # fmt: skip
 
 
-def by_size(name, campaign: Campaign, done: Round) -> list[Figure]:
+def by_size(name: str, campaign: Campaign, done: Round) -> list[Figure]:
     """Propagation by the size of the map that is struck."""
     ops = campaign.placement.program.ops
     side = np.array([op.shape[-1] for op in ops])[done.rows["layer"]]
@@ -394,7 +319,7 @@ def by_size(name, campaign: Campaign, done: Round) -> list[Figure]:
 
 
 def main(quick: bool = False) -> list[Figure]:
-    """Figures of all networks, on all CPUs."""
+    """Figures of all networks on all CPUs, of those with a floor on one as well."""
     threads = cpus()
     sizes = QUICK if quick else Sizes()
     peak = macs_per_second(threads)
@@ -407,9 +332,9 @@ def main(quick: bool = False) -> list[Figure]:
         )  # fmt: skip
     else:
         print("no AVX512-VNNI here: the bound is not computed")
-    with torch_threads(threads):
-        for name in NAMES:
-            figures += measure(name, threads, peak, sizes)
+    for name in NAMES:
+        counts = sorted({1, threads}) if name in LIMITED else [threads]
+        figures += measure(name, counts, peak, sizes)
     return figures
 
 

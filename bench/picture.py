@@ -13,8 +13,8 @@ from .report import Run
 GROUND, INK, GRID = "#f7f7f4", "#22262b", "#cfcfca"
 OURS, OTHERS = "#1f6f8b", ("#b0702e", "#7d7d86", "#8a5a83")
 GOOD, BAD = "#2f7d4f", "#b3362b"
-RATES = ": injections"
-"""How the figures of the upper part are named: network, and this."""
+RATES = ": injections, "
+"""How the figures of the upper part are named: network, this, threads."""
 
 
 def margin(figure: Figure) -> float:
@@ -29,11 +29,11 @@ def limited(figures: Sequence[Figure]) -> list[Figure]:
 
 
 def rates(figures: Sequence[Figure]) -> dict[str, dict[str, float]]:
-    """Network -> tool -> injections a second."""
+    """Network and threads -> tool -> injections a second."""
     found: dict[str, dict[str, float]] = {}
     for figure in figures:
-        if figure.name.endswith(RATES):
-            mine = found.setdefault(figure.name.removesuffix(RATES), {})
+        if RATES in figure.name:
+            mine = found.setdefault(figure.name.replace(RATES, ", "), {})
             mine["fsim"] = figure.value
             if figure.others:
                 mine[figure.against] = figure.other

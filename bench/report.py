@@ -168,8 +168,8 @@ def busy(run: Run) -> str:
         return ""
     return (
         f"The machine was busy: load {before:.2f} before the first benchmark. Threads of torch, "
-        "which the rivals use, wait for one another then, and ratios to them come out too good; "
-        "absolute figures are too low."
+        "which the rivals use, wait for one another then, and ratios to several of them come out "
+        "too good; ratios on one thread are fair, and absolute figures too low."
     )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from bench import __main__ as command
 from bench import bench_injections as injections
-from bench import networks, peak, picture, report
+from bench import flips, networks, peak, picture, report
 from bench.figures import (
     AIM,
     FLOOR,
@@ -43,8 +43,8 @@ from fsim.simulator.quantise import quantise
 from fsim.simulator.sites import Placement, select
 from tests.test_layout import ROOT
 
-FAST = Figure("resnet20: injections", [900, 1000, 1400], "/s", HIGHER, "Rival 1.0", [10, 8, 14],
-              floor=30, aim=80, source="the card", note="two | threads")  # fmt: skip
+FAST = Figure("resnet20: injections, 2 threads", [900, 1000, 1400], "/s", HIGHER, "Rival 1.0",
+              [10, 8, 14], floor=30, aim=80, source="the card", note="two | threads")  # fmt: skip
 SLOW = Figure("a step", [30, 31, 29], "ms", LOWER, "torch", [10, 10, 10], floor=1.5, aim=1.2)
 SAME = Figure("not equal", [0], "of 64", LOWER, floor=0)
 SHARE = Figure("resnet20: time for drawing", [1.25], "%")
@@ -204,7 +204,7 @@ def test_where_the_run_was_is_told():
 
 def test_the_picture_has_every_rate_and_every_limit_that_is_not_zero():
     figures = made_up().figures
-    assert picture.rates(figures) == {"resnet20": {"fsim": 1000, "Rival 1.0": 10}}
+    assert picture.rates(figures) == {"resnet20, 2 threads": {"fsim": 1000, "Rival 1.0": 10}}
     assert picture.limited(figures) == [FAST, SLOW]
     assert picture.margin(FAST) == pytest.approx(100 / 30)
     assert picture.margin(SLOW) == pytest.approx(1.5 / 3)
@@ -317,12 +317,12 @@ def test_faults_are_compared_with_whole_runs_and_multiply_adds_counted():
     images = torch.randn(16, 3, 5, 4).numpy()
     program = quantise(capture(Three().eval(), images), images)
     placement = Placement(program, load_accel("systolic", "os"))
-    campaign = injections.Campaign(placement, images[:6], threads=1)
+    campaign = flips.Campaign(placement, images[:6], threads=1)
     done = campaign.run(200, 7)
-    assert set(done.seconds) == set(injections.PARTS) and (done.image == np.arange(200) % 6).all()
+    assert set(done.seconds) == set(flips.PARTS) and (done.image == np.arange(200) % 6).all()
     again = campaign.run(200, 8)
     assert not np.array_equal(done.rows["word"], again.rows["word"])
-    found = injections.compare(campaign, done, 150)
+    found = flips.compare(campaign, done, 150)
     assert (found.faults, found.wrong) == (150, 0)
 
     convolutions = [op for op in program.ops if isinstance(op, P.Conv)]
@@ -348,18 +348,21 @@ def test_faults_are_compared_with_whole_runs_and_multiply_adds_counted():
     assert (found.windows, found.changed) == (windows / 150, changed / 150)
 
     done.found.acc[[3, 60], 1] += 1
-    assert injections.compare(campaign, done, 150).wrong == 2
+    assert flips.compare(campaign, done, 150).wrong == 2
 
 
 def test_a_rival_without_limits_and_a_run_without_rivals():
     rounds = [types.SimpleNamespace(rate=rate) for rate in (100.0, 110.0)]
     rivals = [injections.Opponent("PyTorchFI 0.6.0", None, "batch 8", 1.0, [10.0, 11.0]),
               injections.Opponent("MRFI 2.1.0", None, "batch 8", 1.0, [5.0, 5.0])]  # fmt: skip
-    first, second = injections.against("resnet8", rounds, rivals, [], "note")
+    turns = injections.Turns(rounds, rivals, [])
+    first, second = injections.against("resnet8", 2, turns, "note")
     assert first.ratio == 10 and first.floor in (10, 30) and second.floor is None
-    timed = injections.against("mobilenet-v2", rounds, rivals, [], "note")
+    assert first.name == "resnet8: injections, 2 threads" and picture.RATES in first.name
+    timed = injections.against("mobilenet-v2", 2, turns, "note")
     assert all(figure.floor is figure.aim is None for figure in timed)
-    (alone,) = injections.against("resnet8", rounds, [], ["MRFI: not there"], "note")
+    turns = injections.Turns(rounds, [], ["MRFI: not there"])
+    (alone,) = injections.against("resnet8", 1, turns, "note")
     assert not alone.others and alone.verdict == "" and "MRFI: not there" in alone.note
 
 
