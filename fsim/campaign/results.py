@@ -139,6 +139,12 @@ class Results:
         weight = np.array(self.sizes, float)[met]
         return float((sums[met] / n[met] * weight).sum() / weight.sum())
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from fsim.report.notebook import repr_html
+
+        return repr_html(self)
+
     # --- by layer, component, bit, place ---
 
     @cached_property

@@ -178,16 +178,21 @@ def lines(name: str, title: str, x: Sequence[float], bands: Sequence[tuple[str, 
         ax.axhline(level[1], color=LIGHT["soft"], linestyle="--", linewidth=1.2)
     if log:
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-"))
     ax.grid()
-    if from_zero:
-        ax.set_ylim(bottom=0)
+    told = [f for _, _, found in bands for i, f in enumerate(found) if not (faded and faded[i])]
+    if told:  # what rests on too little may leave the picture
+        low = 0.0 if from_zero else min(f["low"] for f in told)
+        high = max([f["high"] for f in told] + ([level[1]] if level else []))
+        margin = 0.05 * (high - low) or 0.01
+        ax.set_ylim(low - (0 if low == 0 else margin), high + margin)
     _percent_axis(ax.yaxis)
     ax.set_xlabel(x_name)
     ax.set_ylabel(y_name)
     _title(drawn, title)
     marks = [(LIGHT[colour], label, "-") for colour, label, _ in bands]
     if level is not None:
-        marks.append((LIGHT["soft"], f"{level[0]} {percent(level[1])}", "--"))
+        marks.append((LIGHT["soft"], f"{level[0]} {percent(level[1], 4)}", "--"))
     _legend(drawn, marks, below_title=True)
     ends = [(x[0], 0), (x[-1], -1)] if len(x) else []
     alt = "; ".join(
@@ -212,7 +217,7 @@ def chip_steps(name: str, title: str, accuracy: Sequence[float], clean: float | 
     marks = [(LIGHT["good"], plural_chips(n), "-")]
     if clean is not None:
         ax.axvline(clean, color=LIGHT["soft"], linestyle="--", linewidth=1.2)
-        marks.append((LIGHT["soft"], f"without faults {percent(clean)}", "--"))
+        marks.append((LIGHT["soft"], f"without faults {percent(clean, 4)}", "--"))
     ax.grid()
     ax.set_ylim(0, 1.02)
     _percent_axis(ax.xaxis)
@@ -237,7 +242,7 @@ def side_rates(name: str, title: str, rows: Sequence[dict], x_name: str, metric:
     drawn = figure(WIDTH, 250)
     ax = _axes(drawn, 76, 24, 40, 52)
     colour, marker = SERIES[metric]
-    top = _reach([(row["rate"], row["trials"]) for row in rows])
+    top = min(1.0, 1.04 * max([row["rate"]["high"] for row in rows if row["trials"]] or [1.0]))
     for row in rows:
         found = row["rate"]
         middle, wide = (row["first"] + row["last"]) / 2, row["last"] - row["first"] + 1

@@ -25,7 +25,8 @@ _STRIP = 294  # units that the strip of colours is long
 class Cell:
     """One part of the population in a map.
 
-    found  interval as JSON values; trials: its trials, events: those that count
+    found  interval as JSON values; trials: its trials, of so many images each; events: the
+           inferences that count
     where  what it is, for its tip; told: the whole tip, if it is to be another
     """
 
@@ -34,6 +35,7 @@ class Cell:
     events: int
     where: str
     told: str | None = None
+    images: int = 1
 
     @property
     def tip(self) -> str:
@@ -41,7 +43,8 @@ class Cell:
             return self.told
         if not self.trials:
             return f"{self.where}: no trials"
-        return f"{self.where}: {share(self.found)}, {count(self.events)} of {count(self.trials)}"
+        seen = f"{count(self.events)} of {count(self.trials * self.images)}"
+        return f"{self.where}: {share(self.found)}, {seen}"
 
 
 def heat_map(
@@ -91,11 +94,9 @@ def heat_map(
         patch.set_gid(f"tip:{plain(one.tip, 400)}")
         ax.add_patch(patch)
         if values:
-            text = estimate(one.found) if one.trials else "no trials"
-            ax.text(col + 0.5, row + 0.36, text, ha="center", va="center", color=LIGHT[ink],
-                    fontsize=11, bbox=_ground(scale, one))  # fmt: skip
-            ax.text(col + 0.5, row + 0.72, f"n {count(one.trials)}", ha="center", va="center",
-                    color=LIGHT[ink], fontsize=9, bbox=_ground(scale, one))  # fmt: skip
+            for x, y, size, text in _words(one, high):
+                ax.text(col + x, row + y, text, ha="center", va="center", color=LIGHT[ink],
+                        fontsize=size, bbox=_ground(scale, one))  # fmt: skip
     step = _stride(cols, wide) if not turned else 1
     at = range(0, len(cols), step)
     ax.set_xticks([x + 0.5 for x in at], [cols[x] for x in at],
@@ -134,6 +135,16 @@ def _look(scale: Scale, step: int, uncertain: bool) -> dict:
     if uncertain:  # stripes that stand out from every step, in light and in dark
         look |= {"hatch": "////", "edgecolor": LIGHT["soft" if step < 4 else "card"]}
     return look
+
+
+def _words(one: Cell, high: float) -> list[tuple[float, float, float, str]]:
+    """(x, y, size, text) in a cell: its share and its trials, one below the other if they fit."""
+    if not one.trials:
+        return [(0.5, 0.5, 10, "no trials")]
+    told, n = estimate(one.found), f"n {count(one.trials)}"
+    if high >= 36:
+        return [(0.5, 0.36, 11, told), (0.5, 0.72, 9, n)]
+    return [(0.3, 0.5, 11, told), (0.76, 0.5, 9, n)]
 
 
 def _ground(scale: Scale, one: Cell) -> dict | None:

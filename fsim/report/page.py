@@ -10,7 +10,9 @@ from . import charts
 from .markup import Html, el, join, plain, table
 from .palette import DARK, LIGHT, variables
 from .pictures import Picture, style
-from .sections import Section, cautions, figure, headline, sections
+from .section import Section, figure
+from .sections import sections
+from .summary import cautions, headline
 from .words import METRICS, bounds, count, estimate, number, percent
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -122,7 +124,8 @@ def _overview(numbers: dict, pictures: list[Picture], files: bool) -> Html:
             plain(told["accel"], 60), plain(told["faults"].get("kind", "")), count(told["trials"]),
             estimate(critical["share"]) if critical else "depends on a rate",
             bounds(critical["share"]) if critical else "–",
-            percent(told["accuracy"]["clean"], 4), percent(told["accuracy"]["faulty"], 4),
+            percent(told["accuracy"]["clean"], 4),
+            percent(told["accuracy"]["faulty"], 4) if critical else "depends on a rate",
         ])  # fmt: skip
     head = ["campaign", "network", "accelerator", "faults", "trials", "critical SDC", "interval",
             "accuracy", "with faults"]  # fmt: skip
@@ -168,7 +171,7 @@ def _comparisons(found: list[dict]) -> Html:
         ])  # fmt: skip
         if not one["paired"]:
             notes.append(f"{name}: not paired with the first, as {plain(one['why_not'], 300)}")
-    head = ["campaign", "metric", "difference, points", "interval", "paired", "p"]
+    head = ["campaign", "metric", "difference from it, points", "interval", "paired", "p"]
     return join([
         table(head, rows, right=head[2:4], caption=f"Against {plain(found[0]['with'], 80)}"),
         el("ul", [el("li", note) for note in notes], class_="soft") if notes else None,

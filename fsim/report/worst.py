@@ -10,7 +10,8 @@ from fsim.simulator.campaign.tally import events
 from fsim.simulator.statistics import OUTCOME_NAMES, Outcome
 
 LISTED, FOLLOWED = 20, 5
-"""Faults that are listed, and those of them that are followed layer by layer."""
+"""Faults that are listed at most, and those of them that are followed layer by layer. Faults
+that changed no answer are listed only to make up FOLLOWED."""
 
 
 def worst_faults(results: Results, follow: bool = True, listed: int = LISTED) -> dict | None:
@@ -31,7 +32,8 @@ def worst_faults(results: Results, follow: bool = True, listed: int = LISTED) ->
     places = np.stack([results.sites["layer"], results.sites["component"]], axis=1)
     order = np.lexsort((np.arange(len(critical)), -changed, -critical))
     order = order[changed[order] > 0]
-    order = _varied(order, places, np.stack([critical, changed], axis=1))[:listed]
+    order = _varied(order, places, np.stack([critical, changed], axis=1))
+    order = order[: min(listed, max(FOLLOWED, int((critical > 0).sum())))]
     found = {"faults": [_fault(results, int(at)) for at in order], "of": int((changed > 0).sum()),
              "alike": 0, "followed": 0, "why_not": None}  # fmt: skip
     if len(order):

@@ -1,0 +1,215 @@
+"""Sections on where in the network faults matter: layers, components, bits."""
+
+from __future__ import annotations
+
+from . import charts
+from .heatmaps import Cell, heat_map
+from .markup import Html, el, join, plain, table
+from .scale import Scale, scale_of
+from .section import MOST_ROWS, Section, slug
+from .words import METRICS, bounds, capital, count, estimate, percent, plural, share
+
+_MOST_LABELS = 60  # rows of a chart with one line a layer
+
+
+def where(s: Section) -> Html | None:
+    made = []
+    for axis, plural_name in (("component", "components"), ("layer", "layers")):
+        rows = s.numbers["parts"].get(axis)
+        if not rows:
+            continue
+        shown = _first(rows)
+        behind = parts_table(rows, (axis,))
+        drawn = [
+            charts.forest(
+                s.named(f"{plural_name}-{metric.replace('_', '-')}"),
+                f"{METRICS[metric]} by {axis}",
+                [(row[axis], row[metric], row["trials"]) for row in shown], metric=metric,
+                files=s.files,
+            )
+            for metric in ("sdc_critical", "sdc")
+        ]  # fmt: skip
+        caption = _ranking_text(s, rows, axis)
+        if len(shown) < len(rows):
+            caption += f" The {len(shown)} with the highest lower limits of {len(rows)} are shown."
+        made.append(
+            el("div", s.show(drawn[0], caption),
+               s.show(drawn[1], "Dots: estimates. Lines: intervals. An arrow: it goes on."),
+               class_="pair")
+        )  # fmt: skip
+        made.append(el("details", el("summary", f"The numbers by {axis}"), behind))
+    return join(made) if made else None
+
+
+def _first(rows: list[dict]) -> list[dict]:
+    """The rows for which a chart has room, in their order."""
+    if len(rows) <= _MOST_LABELS:
+        return rows
+    best = sorted(range(len(rows)), key=lambda i: (-rows[i]["sdc_critical"]["low"], i))
+    return [rows[i] for i in sorted(best[:_MOST_LABELS])]
+
+
+def _ranking_text(s: Section, rows: list[dict], axis: str) -> str:
+    """Which part has the highest critical rate, and whether that is certain."""
+    met = [row for row in rows if row["trials"]]
+    if len(met) < 2 or not any(row["counts"]["sdc_critical"] for row in met):
+        return "No critical outcome was seen." if met else "No trials."
+    best = max(met, key=lambda row: row["sdc_critical"]["low"])
+    others = [row for row in rows if row is not best]
+    sure = best["sdc_critical"]["low"] > max(row["sdc_critical"]["high"] for row in others)
+    text = (
+        f"Highest lower limit: {plain(best[axis])}, {share(best['sdc_critical'])}, "
+        f"{count(best['counts']['sdc_critical'])} of "
+        f"{plural(best['trials'] * s.numbers['summary']['images_per_trial'], 'inference')}."
+    )
+    return text + (
+        " Its interval lies above all others."
+        if sure else " Its interval overlaps with others: the order is not certain."
+    )  # fmt: skip
+
+
+def parts_table(rows: list[dict], axes: tuple[str, ...]) -> Html:
+    """Rates of parts of a population."""
+    head = [*axes, "of sites", "trials", "critical", "critical SDC", "interval", "any SDC",
+            "interval "]  # fmt: skip
+    lines = [
+        [*(plain(row[axis], 60) for axis in axes), percent(row["share"]), count(row["trials"]),
+         count(row["counts"]["sdc_critical"]), *_rate(row, "sdc_critical"), *_rate(row, "sdc")]
+        for row in rows[:MOST_ROWS]
+    ]  # fmt: skip
+    made = table(head, lines, right=[*(a for a in axes if a == "bit"), *head[len(axes) :]],
+                 caption=f"Rates by {', '.join(axes)}")  # fmt: skip
+    if len(rows) <= MOST_ROWS:
+        return made
+    return join([made, el("p", f"The first {MOST_ROWS} of {len(rows)} rows; all of them are in the "
+                               "tables beside this page.")])  # fmt: skip
+
+
+def _rate(row: dict, metric: str) -> tuple[str, str]:
+    if not row["trials"]:
+        return "no trials", "–"
+    return estimate(row[metric]), bounds(row[metric])
+
+
+def network(s: Section) -> Html | None:
+    parts = s.numbers["parts"]
+    rows = parts.get("layer,component")
+    if not rows:
+        return None
+    made = []
+    layers = _distinct(rows, "layer")
+    components = _distinct(rows, "component")
+    pair = []
+    for metric in ("sdc_critical", "sdc"):
+        cells = {}
+        for row in rows:
+            at = layers.index(row["layer"]), components.index(row["component"])
+            cells[at] = _cell(s, row, metric, f"{row['layer']} {row['component']}")
+        drawn = heat_map(
+            s.named(f"network-{metric.replace('_', '-')}"),
+            f"{METRICS[metric]} by layer and component", layers, components, cells,
+            row_name="layer", col_name="component", values=True,
+            cell=(108, 38) if len(layers) <= 14 else (116, 23), files=s.files,
+        )  # fmt: skip
+        pair.append(s.show(drawn, _MAP_TEXT if metric == "sdc_critical" else _MAP_MORE))
+    made.append(el("div", pair, class_="pair"))
+    made.append(el("details", el("summary", "The numbers by layer and component"),
+                   parts_table(rows, ("layer", "component"))))  # fmt: skip
+    fine = parts.get("layer,component,bit")
+    if fine:
+        made.append(el("h4", "Layers and bits"))
+        for component in components:
+            made.append(_layer_bits(s, fine, layers, component))
+        made.append(
+            el("details", el("summary", "The numbers by layer, component and bit"),
+               parts_table(_telling(fine), ("layer", "component", "bit")))
+        )  # fmt: skip
+    return join(made)
+
+
+_MAP_TEXT = (
+    "Share of inferences in which the answer changed, given a fault in this part. Hatched: the "
+    "interval is wider than twice the estimate, so that the colour tells little. Dashed: no trial."
+)
+_MAP_MORE = "Share of inferences in which any output value changed."
+
+
+def _layer_bits(s: Section, fine, layers, component) -> Html:
+    rows = [row for row in fine if row["component"] == component]
+    mine = [layer for layer in layers if any(row["layer"] == layer for row in rows)]
+    bits = range(max(row["bit"] for row in rows) + 1)
+    pair = []
+    for metric in ("sdc_critical", "sdc"):
+        cells = {}
+        for row in rows:
+            at = mine.index(row["layer"]), row["bit"]
+            where = f"{row['layer']} {component} bit {row['bit']}"
+            cells[at] = _cell(s, row, metric, where)
+        scale = scale_of((c.found, c.trials) for c in cells.values())
+        if not any(c.trials and not scale.uncertain(c.found) for c in cells.values()):
+            n = [c.trials for c in cells.values()]
+            pair.append(el(
+                "p", f"{capital(METRICS[metric])} in {plain(component, 40)}: no map, since none of "
+                f"its {len(cells)} cells has events enough for a colour ({min(n)} to {max(n)} "
+                f"trials each). {_more(s)}", class_="soft",
+            ))  # fmt: skip
+            continue
+        drawn = heat_map(
+            s.named(f"bits-{slug(component)}-{metric.replace('_', '-')}"),
+            f"{METRICS[metric]} by layer and bit, {plain(component, 40)}", mine,
+            [str(bit) for bit in bits], cells, row_name="layer", col_name="bit (0 is the lowest)",
+            scale=scale, cell=(26 if len(bits) <= 16 else 15, 22), files=s.files,
+        )  # fmt: skip
+        pair.append(s.show(drawn, _known_text(s, cells, scale)))
+    return el("div", pair, class_="pair")
+
+
+def _more(s: Section) -> str:
+    """How to learn more about small parts."""
+    if "bit" in s.numbers["summary"]["population"]["stratify"]:
+        return "It takes more trials to tell."
+    return "Strata by layer, component and bit, or more trials, tell more."
+
+
+def _known_text(s: Section, cells: dict[tuple, Cell], scale: Scale) -> str:
+    """How much of a map is known."""
+    met = [c for c in cells.values() if c.trials]
+    sure = [c for c in met if not scale.uncertain(c.found)]
+    n = sorted(c.trials for c in met) or [0]
+    text = f"{len(sure)} of {len(cells)} cells tell their colour ({n[0]} to {n[-1]} trials each)."
+    if len(sure) < len(cells) / 2:
+        text += f" {_more(s)}"
+    return text
+
+
+def _cell(s: Section, row: dict, metric: str, where: str) -> Cell:
+    images = s.numbers["summary"]["images_per_trial"]
+    return Cell(row[metric], row["trials"], row["counts"][metric], plain(where), images=images)
+
+
+def _distinct(rows: list[dict], axis: str) -> list:
+    return list(dict.fromkeys(row[axis] for row in rows))
+
+
+def _telling(rows: list[dict]) -> list[dict]:
+    """Rows by what is certain about them: the highest lower limits first."""
+    return sorted(rows, key=lambda r: (-r["sdc_critical"]["low"], -r["sdc"]["low"]))
+
+
+def bits(s: Section) -> Html | None:
+    rows = s.numbers["parts"].get("component,bit")
+    if not rows or not any(row["trials"] for row in rows):
+        return None
+    pair = [
+        s.show(
+            charts.bit_profile(s.named(f"bit-rates-{metric.replace('_', '-')}"),
+                               f"{METRICS[metric]} by bit", rows, metric, s.files),
+            "Dots: estimates. Lines: intervals. An arrow: it goes on.",
+        )
+        for metric in ("sdc_critical", "sdc")
+    ]  # fmt: skip
+    return join([
+        el("div", pair, class_="pair"),
+        el("details", el("summary", "The numbers by component and bit"),
+           parts_table(rows, ("component", "bit"))),
+    ])  # fmt: skip
