@@ -11,7 +11,7 @@ from .kernels import delta_table as K
 from .kernels.delta_code import pack
 
 _KINDS = {
-    "steps": np.int32, "weights": np.int8, "bias": np.float32, "factors": np.float32,
+    "steps": np.int32, "weights": np.int8, "bias": np.int32, "factors": np.float32,
     "plain": np.int8, "wide": np.int64, "offset": np.int64,
 }  # fmt: skip
 """Tables of operations' parts, and their types."""

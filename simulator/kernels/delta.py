@@ -55,6 +55,9 @@ from .delta_table import (
 from .delta_work import add, convolve, convolve_bytes, copy, depthwise, pool, relu
 from .replay import wrap
 
+SHORT = 1024
+"""Bytes of a row up to which whole rows are put back."""
+
 __all__ = ["CONV", "CONV_VNNI", "KIND", "propagate", "psum_codes"]
 
 
@@ -125,13 +128,16 @@ def _last(ops, number, masks, frame, golden, weights, sums):
 def _put_back(ops, number, masks, frame, golden):
     """The golden codes, and no bit; frame and golden are addresses."""
     pixel, span, row = ops[number, PIXEL], ops[number, SPAN], ops[number, ROW]
-    base, rows = ops[number, AT], ops[number, MASK]
-    for y in range(ops[number, LOW], ops[number, HIGH] + 1):
+    low, high, rows = ops[number, LOW], ops[number, HIGH], ops[number, MASK]
+    base = ops[number, AT] + low * row
+    if row <= SHORT:  # looking for the pixels takes longer than copying all
+        copy_words(golden + base, frame + base, (high - low) * row + ops[number, W] * pixel)
+    for y in range(low, high + 1):
         for word in range(span):
             bits, masks[rows + y * span + word] = masks[rows + y * span + word], np.uint64(0)
-            if bits:  # from the first pixel that differs to the last
+            if row > SHORT and bits:  # from the first pixel that differs to the last
                 x = first_bit(bits)
-                at = base + y * row + (64 * word + x) * pixel
+                at = base + (y - low) * row + (64 * word + x) * pixel
                 copy_words(golden + at, frame + at, (last_bit(bits) + 1 - x) * pixel)
     unmark(ops, number)
 
@@ -154,7 +160,7 @@ def propagate(
 
     ops, limits    (o, FIELDS) int64 and (o, 2) float32, the clamp
     steps, weights, bias, wide, offset, factors
-                   int32, int8, float32, int64, int64, float32, parts of operations
+                   int32, int8, int32, int64, int64, float32, parts of operations
     frames, golden_acc
                    (images, bytes) uint8 and (images, classes) int64, the golden ones
     order          (g,) which faults; those of one image one after another
@@ -202,15 +208,16 @@ def propagate(
                 break
             end = number
             lo, hi = limits[number, 0], limits[number, 1]
-            if kind == ADD or kind == RELU or b >= 0:
+            if kind == ADD:
+                add(ops, number, lo, hi, frame, masks)
+                continue
+            if kind == RELU or b >= 0:
                 count = list_same(ops, number, masks, lists)
             else:
                 count = list_windows(ops, number, masks, lists)
             if kind == CONV_VNNI:
                 convolve_bytes(ops, number, lo, hi, frame, count, lists, steps_at, weights_at,
                                bias_at, factors_at)  # fmt: skip
-            elif kind == ADD:
-                add(ops, number, lo, hi, frame, count, lists)
             elif kind == CONV:
                 convolve(ops, number, lo, hi, frame, count, lists, steps_at, weights_at, bias_at,
                          wide_at, offset_at, factors_at)  # fmt: skip

@@ -107,7 +107,7 @@ def _make(pixels: int, blocks: int, way, wide: bool = False):
         steps    address of (runs,) int32 byte offsets from the window's first code
         words    words of a run
         weight   address of (runs * words, blocks) rows of weights
-        bias     address of (blocks * LANES,) float32, or int64 where sums may wrap
+        bias     address of (blocks * LANES,) int32, or int64 where sums may wrap
         offset, shift  read only where sums may wrap (`wide_codes`)
         factors  address of (blocks * LANES,) float32
         lo, hi   float32, the clamp
@@ -142,8 +142,10 @@ def _make(pixels: int, blocks: int, way, wide: bool = False):
 
                 return loop(builder, words, held, each_word)
 
-            zeros = [ir.Constant(_INTS, [0] * LANES)] * (pixels * blocks)
-            sums = loop(builder, runs, [weight, *zeros], each_run)[1:]
+            start = [ir.Constant(_INTS, [0] * LANES)] * blocks
+            if not wide:
+                start = [load(builder, bias, 4 * LANES * q, _INTS) for q in range(blocks)]
+            sums = loop(builder, runs, [weight, *start * pixels], each_run)[1:]
             for p in range(pixels):
                 target = builder.add(frame, load(builder, targets, 8 * p, _I64))
                 target = builder.add(target, channel)
@@ -156,9 +158,7 @@ def _make(pixels: int, blocks: int, way, wide: bool = False):
                         codes = wide_codes(builder, sums[p * blocks + q], beyond, more, factor,
                                            shift, lo, hi, zero)  # fmt: skip
                     else:
-                        more = builder.add(bias, _I64(first))
-                        codes = narrow_codes(builder, sums[p * blocks + q], more, factor, lo, hi,
-                                             zero)  # fmt: skip
+                        codes = narrow_codes(builder, sums[p * blocks + q], factor, lo, hi, zero)
                     rest = builder.sub(left, _I64(4 * q)) if q == blocks - 1 else None
                     found = put(builder, codes, target, q * LANES, rest)
                     flag = builder.or_(flag, found)

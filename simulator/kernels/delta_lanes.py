@@ -94,13 +94,12 @@ def clamped(builder, value, lo, hi, zero):
     return builder.trunc(code, _BYTES)
 
 
-def narrow_codes(builder, sums, bias, factors, lo, hi, zero):
-    """Bytes of int32 sums where `sum + bias` is exact in float32; bias (16,) float32.
+def narrow_codes(builder, sums, factors, lo, hi, zero):
+    """Bytes of int32 sums, bias included, that are exact in float32.
 
     As `requantise_float`: one rounding a step, clamp before rounding.
     """
-    value = builder.fadd(builder.sitofp(sums, _FLOATS), load(builder, bias, 0, _FLOATS))
-    value = builder.fmul(value, load(builder, factors, 0, _FLOATS))
+    value = builder.fmul(builder.sitofp(sums, _FLOATS), load(builder, factors, 0, _FLOATS))
     return clamped(builder, value, lo, hi, zero)
 
 
@@ -482,7 +481,8 @@ def depthwise16(typingctx, window, steps, positions, weight, across, narrow, bia
         found = []
         with builder.if_else(builder.icmp_signed("!=", narrow, _I64(0))) as (then, otherwise):
             with then:
-                found.append(narrow_codes(builder, sums, bias, factors, lo, hi, zero))
+                total = builder.add(sums, load(builder, bias, 0, _INTS))
+                found.append(narrow_codes(builder, total, factors, lo, hi, zero))
                 blocks = [builder.block]
             with otherwise:
                 found.append(wide_codes(builder, sums, offset, wide, factors, shift, lo, hi, zero))

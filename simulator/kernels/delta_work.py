@@ -30,29 +30,35 @@ from .delta_lanes import (
     byte,
     copy16,
     depthwise16,
+    first_bit,
     maximum16,
     put_byte,
     relu16,
 )
-from .delta_rows import FLAG, OTHER, PLACE, TARGET, WINDOW
+from .delta_rows import FLAG, NOWHERE, OTHER, PLACE, TARGET, WINDOW
 from .delta_table import (
     ACC_BITS,
+    AT,
     BIAS,
     C_IN,
     C_OUT,
     DH,
     DW,
+    HIGH,
     KH,
     KW,
     LEFT,
+    LOW,
     M0,
     M1,
+    MASK,
     NARROW,
     PIXEL,
     ROW,
     RUNS,
     SH,
     SHIFT,
+    SPAN,
     STEPS,
     SW,
     TOP,
@@ -199,25 +205,43 @@ def depthwise(ops, number, lo, hi, frame, count, lists, steps, weights, bias, wi
 
 
 @kernel
-def add(ops, number, lo, hi, frame, count, lists):
-    """Kind ADD: clamp(round_half_even((m0 a + m1 b) / 2^shift))."""
-    m0, m1, shift, zero = ops[number, M0], ops[number, M1], ops[number, SHIFT], ops[number, ZERO]
-    excess = m0 * ops[ops[number, A], ZERO] + m1 * ops[ops[number, B], ZERO]
-    scale = 2.0 ** -np.float64(shift)
+def add(ops, number, lo, hi, frame, masks):
+    """Kind ADD, without a list: clamp(round_half_even((m0 a + m1 b) / 2^shift))."""
+    a, b, zero, pixel = ops[number, A], ops[number, B], ops[number, ZERO], ops[number, PIXEL]
+    m0, m1, shift, narrow = (
+        ops[number, M0],
+        ops[number, M1],
+        ops[number, SHIFT],
+        ops[number, NARROW],
+    )
+    excess, scale = m0 * ops[a, ZERO] + m1 * ops[b, ZERO], 2.0 ** -np.float64(shift)
     f0, f1, f2 = np.float32(m0 * scale), np.float32(m1 * scale), np.float32(excess * scale)
-    low, high = np.int64(lo), np.int64(hi)
-    pixel, narrow = ops[number, PIXEL], ops[number, NARROW]
-    for i in range(count):
-        one, other = frame + lists[WINDOW, i], frame + lists[OTHER, i]
-        target, flag = frame + lists[TARGET, i], np.int64(0)
-        for c in range(0, pixel, 16):
-            words = (pixel - c) >> 2
-            if narrow:
-                flag |= add16(one + c, other + c, target + c, f0, f1, f2, lo, hi, zero, words)
-            else:
-                flag |= add16_wide(one + c, other + c, target + c, m0, m1, excess, shift, low,
-                                   high, zero, words)  # fmt: skip
-        lists[FLAG, i] = flag
+    low, high, span = np.int64(lo), np.int64(hi), ops[number, SPAN]
+    rows, others, own = ops[a, MASK], ops[b, MASK], ops[number, MASK]
+    first, last = np.int64(NOWHERE), np.int64(-1)
+    for y in range(min(ops[a, LOW], ops[b, LOW]), max(ops[a, HIGH], ops[b, HIGH]) + 1):
+        line = frame + ops[a, AT] + y * ops[a, ROW]
+        beside = frame + ops[b, AT] + y * ops[b, ROW]
+        below = frame + ops[number, AT] + y * ops[number, ROW]
+        for k in range(span):
+            bits, kept = masks[rows + y * span + k] | masks[others + y * span + k], np.uint64(0)
+            while bits:
+                x = (64 * k + first_bit(bits)) * pixel
+                rest, flag = bits & (bits - np.uint64(1)), np.int64(0)
+                for c in range(x, x + pixel, 16):
+                    words = (x + pixel - c) >> 2
+                    if narrow:
+                        flag |= add16(line + c, beside + c, below + c, f0, f1, f2, lo, hi, zero,
+                                      words)  # fmt: skip
+                    else:
+                        flag |= add16_wide(line + c, beside + c, below + c, m0, m1, excess, shift,
+                                           low, high, zero, words)  # fmt: skip
+                kept |= bits ^ rest if flag else np.uint64(0)
+                bits = rest
+            masks[own + y * span + k] = kept
+            if kept:
+                first, last = min(first, y), y
+    ops[number, LOW], ops[number, HIGH] = first, last
 
 
 @kernel
