@@ -29,7 +29,7 @@ def array(s: Section) -> Html | None:
                 continue
             metric = found["metric"]
             drawn = charts.side_rates(
-                s.named(f"pe-{side}-{metric.replace('_', '-')}"),
+                s.named(f"pe-{side}-{slug(metric)}"),
                 f"{METRICS[metric]} by {x_name}", found[side], x_name, metric, s.files,
             )  # fmt: skip
             behind = table(
@@ -67,7 +67,7 @@ def _pe_figure(s: Section, found: dict, what: str) -> Html:
     high, wide = found["block"]
     name = "all" if found["component"] is None else slug(found["component"])
     drawn = heat_map(
-        s.named(f"pe-{name}-{metric.replace('_', '-')}"), f"{METRICS[metric]}, {what}",
+        s.named(f"pe-{name}-{slug(metric)}"), f"{METRICS[metric]}, {what}",
         [rows[t] for t in tops], [cols[left] for left in lefts], cells, row_name="PE row",
         col_name="PE column",
         cell=(side, side), files=s.files,

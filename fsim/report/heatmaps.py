@@ -143,8 +143,8 @@ def _words(one: Cell, high: float) -> list[tuple[float, float, float, str]]:
         return [(0.5, 0.5, 10, "no trials")]
     told, n = estimate(one.found), f"n {count(one.trials)}"
     if high >= 36:
-        return [(0.5, 0.36, 11, told), (0.5, 0.72, 9, n)]
-    return [(0.3, 0.5, 11, told), (0.76, 0.5, 9, n)]
+        return [(0.5, 0.36, 11, told), (0.5, 0.74, 10, n)]
+    return [(0.3, 0.5, 11, told), (0.76, 0.5, 10, n)]
 
 
 def _ground(scale: Scale, one: Cell) -> dict | None:

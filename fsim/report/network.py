@@ -7,7 +7,7 @@ from .heatmaps import Cell, heat_map
 from .markup import Html, el, join, plain, table
 from .scale import Scale, scale_of
 from .section import MOST_ROWS, Section, slug
-from .words import METRICS, bounds, capital, count, estimate, percent, plural, share
+from .words import METRICS, bounds, count, estimate, percent, plural, share
 
 _MOST_LABELS = 60  # rows of a chart with one line a layer
 
@@ -22,7 +22,7 @@ def where(s: Section) -> Html | None:
         behind = parts_table(rows, (axis,))
         drawn = [
             charts.forest(
-                s.named(f"{plural_name}-{metric.replace('_', '-')}"),
+                s.named(f"{plural_name}-{slug(metric)}"),
                 f"{METRICS[metric]} by {axis}",
                 [(row[axis], row[metric], row["trials"]) for row in shown], metric=metric,
                 files=s.files,
@@ -106,20 +106,32 @@ def network(s: Section) -> Html | None:
             at = layers.index(row["layer"]), components.index(row["component"])
             cells[at] = _cell(s, row, metric, f"{row['layer']} {row['component']}")
         drawn = heat_map(
-            s.named(f"network-{metric.replace('_', '-')}"),
+            s.named(f"network-{slug(metric)}"),
             f"{METRICS[metric]} by layer and component", layers, components, cells,
             row_name="layer", col_name="component", values=True,
             cell=(108, 38) if len(layers) <= 14 else (116, 23), files=s.files,
         )  # fmt: skip
         pair.append(s.show(drawn, _MAP_TEXT if metric == "sdc_critical" else _MAP_MORE))
-    made.append(el("div", pair, class_="pair"))
+    made.append(el("div", pair, class_="pair" if s.pictures[-1].width <= 700 else None))
     made.append(el("details", el("summary", "The numbers by layer and component"),
                    parts_table(rows, ("layer", "component"))))  # fmt: skip
     fine = parts.get("layer,component,bit")
     if fine:
         made.append(el("h4", "Layers and bits"))
+        figures, missing = [], {}
         for component in components:
-            made.append(_layer_bits(s, fine, layers, component))
+            for metric in ("sdc_critical", "sdc"):
+                found = _layer_bits(s, fine, layers, component, metric)
+                if found is None:
+                    missing.setdefault(metric, []).append(plain(component, 40))
+                else:
+                    figures.append(found)
+        made.append(el("div", figures, class_="pair") if figures else None)
+        made += [
+            el("p", f"No map of {METRICS[metric]} in {', '.join(names)}: no layer and bit has "
+               f"events enough for a colour. {_more(s)}", class_="soft")
+            for metric, names in missing.items()
+        ]  # fmt: skip
         made.append(
             el("details", el("summary", "The numbers by layer, component and bit"),
                parts_table(_telling(fine), ("layer", "component", "bit")))
@@ -134,34 +146,25 @@ _MAP_TEXT = (
 _MAP_MORE = "Share of inferences in which any output value changed."
 
 
-def _layer_bits(s: Section, fine, layers, component) -> Html:
+def _layer_bits(s: Section, fine, layers, component, metric) -> Html | None:
+    """The map of one component; None if no cell of it tells its colour."""
     rows = [row for row in fine if row["component"] == component]
     mine = [layer for layer in layers if any(row["layer"] == layer for row in rows)]
     bits = range(max(row["bit"] for row in rows) + 1)
-    pair = []
-    for metric in ("sdc_critical", "sdc"):
-        cells = {}
-        for row in rows:
-            at = mine.index(row["layer"]), row["bit"]
-            where = f"{row['layer']} {component} bit {row['bit']}"
-            cells[at] = _cell(s, row, metric, where)
-        scale = scale_of((c.found, c.trials) for c in cells.values())
-        if not any(c.trials and not scale.uncertain(c.found) for c in cells.values()):
-            n = [c.trials for c in cells.values()]
-            pair.append(el(
-                "p", f"{capital(METRICS[metric])} in {plain(component, 40)}: no map, since none of "
-                f"its {len(cells)} cells has events enough for a colour ({min(n)} to {max(n)} "
-                f"trials each). {_more(s)}", class_="soft",
-            ))  # fmt: skip
-            continue
-        drawn = heat_map(
-            s.named(f"bits-{slug(component)}-{metric.replace('_', '-')}"),
-            f"{METRICS[metric]} by layer and bit, {plain(component, 40)}", mine,
-            [str(bit) for bit in bits], cells, row_name="layer", col_name="bit (0 is the lowest)",
-            scale=scale, cell=(26 if len(bits) <= 16 else 15, 22), files=s.files,
-        )  # fmt: skip
-        pair.append(s.show(drawn, _known_text(s, cells, scale)))
-    return el("div", pair, class_="pair")
+    cells = {}
+    for row in rows:
+        at = mine.index(row["layer"]), row["bit"]
+        cells[at] = _cell(s, row, metric, f"{row['layer']} {component} bit {row['bit']}")
+    scale = scale_of((c.found, c.trials) for c in cells.values())
+    if not any(c.trials and not scale.uncertain(c.found) for c in cells.values()):
+        return None
+    drawn = heat_map(
+        s.named(f"bits-{slug(component)}-{slug(metric)}"),
+        f"{METRICS[metric]} by layer and bit, {plain(component, 40)}", mine,
+        [str(bit) for bit in bits], cells, row_name="layer", col_name="bit (0 is the lowest)",
+        scale=scale, cell=(26 if len(bits) <= 16 else 15, 22), files=s.files,
+    )  # fmt: skip
+    return s.show(drawn, _known_text(s, cells, scale))
 
 
 def _more(s: Section) -> str:
@@ -202,7 +205,7 @@ def bits(s: Section) -> Html | None:
         return None
     pair = [
         s.show(
-            charts.bit_profile(s.named(f"bit-rates-{metric.replace('_', '-')}"),
+            charts.bit_profile(s.named(f"bit-rates-{slug(metric)}"),
                                f"{METRICS[metric]} by bit", rows, metric, s.files),
             "Dots: estimates. Lines: intervals. An arrow: it goes on.",
         )

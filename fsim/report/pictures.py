@@ -126,6 +126,8 @@ def _inline(svg: bytes, name: str, title: str, alt: str, width: int) -> Html:
             elif key in ("style", "clip-path"):
                 value = value.replace("url(#", f"url(#{prefix}-")
                 node.set(key, _coloured(value) if key == "style" else value)
+        if node.get("style") == "fill: var(--card)":  # the page's own ground shows through
+            node.set("style", "fill: none")
         if node.get("fill") in _NAMES:  # the ground of a hatch; variables work in styles alone
             node.set("style", f"fill: var(--{_NAMES[node.attrib.pop('fill')]})")
     height = float(root.get("viewBox").split()[3]) * width / float(root.get("viewBox").split()[2])

@@ -24,6 +24,7 @@ class Section:
     prefix: str = ""
     files: bool = True
     pictures: list[Picture] = field(default_factory=list)
+    _names: dict[str, int] = field(default_factory=dict)
 
     def show(self, drawn: Picture, caption: object, behind: Html | None = None) -> Html:
         """A picture with its caption and the numbers behind it."""
@@ -31,12 +32,15 @@ class Section:
         return figure(drawn, caption, behind)
 
     def named(self, name: str) -> str:
-        return f"{self.prefix}{name}"
+        """A name of a picture that no other has: names of a file may differ in signs alone."""
+        name = f"{self.prefix}{name}"
+        self._names[name] = self._names.get(name, 0) + 1
+        return name if self._names[name] == 1 else f"{name}-{self._names[name]}"
 
 
 def figure(drawn: Picture, caption: object, behind: Html | None = None) -> Html:
     """A picture in a page: it scrolls where it would become too small to read."""
-    least = min(drawn.width, 520)
+    least = round(0.81 * drawn.width)  # letters of 11 units are then 9 pixels high
     return el(
         "figure",
         el("div", drawn.inline, class_="scroll", tabindex="0", role="group",
