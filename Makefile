@@ -22,15 +22,16 @@ JOBS  ?= 2
 BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench bench-rivals verify lint clean
+.PHONY: help setup demo test test-fast bench bench-rivals verify docs lint clean
 
 help:
 	@echo 'make demo       set up, then inject faults into the embedded network'
 	@echo 'make test       set up, then run all tests (TESTS=tests/test_x.py for some)'
 	@echo 'make test-fast  the tests without those marked slow'
 	@echo 'make bench      set up, then measure against limits and rivals: table, out/bench'
-	@echo '                (BENCH=tile for one, BENCH=--quick for all in a minute)'
+	@echo '                (BENCH=tile for one, BENCH=--quick for a short look)'
 	@echo 'make verify     check this installation against the RTL vectors'
+	@echo 'make docs       the documentation as a site, in site/'
 	@echo 'make lint       ruff'
 	@echo 'make setup      only set up $(VENV)'
 	@echo 'make clean      remove what was built or written here, environments excepted'
@@ -80,9 +81,14 @@ $(RIVALS)/.ok: bench/rivals/requirements.txt
 verify: setup
 	$(BIN)/fsim verify
 
+# Outputs that the pages show are checked by tests/test_docs_site.py.
+docs: setup
+	@$(BIN)/python -c 'import mkdocs' 2>/dev/null || $(PIP) install -q -e '.[docs]'
+	$(BIN)/python -m mkdocs build --strict -q
+
 lint: setup
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf build dist out *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
+	rm -rf build dist out site *.egg-info .pytest_cache .hypothesis .ruff_cache .benchmarks
 	find . -path './$(VENV)' -prune -o -path './$(RIVALS)' -prune -o -name __pycache__ -type d -exec rm -rf {} +
