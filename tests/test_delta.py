@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +20,8 @@ from fsim.simulator.capture import capture
 from fsim.simulator.delta import Changes, Delta
 from fsim.simulator.engine import FaultHooks
 from fsim.simulator.kernels import delta as K
+from fsim.simulator.kernels import delta_rows as R
+from fsim.simulator.kernels import delta_table as T
 from fsim.simulator.quantise import quantise
 from fsim.simulator.sites import Placement
 from fsim.types import FAULT, STATE
@@ -65,15 +70,39 @@ class Residual(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-NETWORKS = {"everything": (Everything, (3, 9, 11)), "residual": (Residual, (3, 8, 8))}
+class Far(nn.Module):
+    """Rows of pixels beyond 64 and 128, strides that bits cannot be picked for, far reaches."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.wide = nn.Conv2d(8, 72, (1, 5), (1, 2), (0, 40), dilation=(1, 20))
+        self.third = nn.Conv2d(8, 72, (2, 4), (1, 3), (0, 7))
+        self.fourth = nn.Conv2d(72, 20, 3, (2, 1), 1)
+        self.fc = nn.Linear(20, 18)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = F.max_pool2d(x, (1, 3), (1, 1), (0, 1))
+        w, t = self.wide(x), F.relu(self.third(x))
+        t = F.pad(t, (5, 17, 1, 0))[:, :, :, : w.shape[3]]
+        x = F.relu(self.fourth(w + t))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+NETWORKS = {
+    "everything": (Everything, (3, 9, 11)),
+    "residual": (Residual, (3, 8, 8)),
+    "far": (Far, (3, 3, 150)),
+}
 IMAGES = 5
 
 
-def made(name, *, unsigned=True, flow="os"):
+def made(name, *, unsigned=True, flow="os", acc_bits=32):
     torch.manual_seed(3)
     make, shape = NETWORKS[name]
     model, images = make().eval(), torch.randn(24, *shape).numpy()
-    program = quantise(capture(model, images), images, unsigned=unsigned)
+    program = quantise(capture(model, images), images, unsigned=unsigned, acc_bits=acc_bits)
     accel = load_accel("systolic", flow, {"rows": 8, "cols": 8})
     return Placement(program, accel), images[:IMAGES]
 
@@ -136,6 +165,112 @@ def test_wrong_codes_of_every_operation(name, unsigned, instruction):
         assert (got.spread[np.arange(len(image)), layer] == 1).all()
         assert not any(row[:at].any() for row, at in zip(got.spread, layer))
     assert got.differs.any() and not got.differs.all()
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_accumulators_that_wrap(name, unsigned, instruction):
+    placement, images = made(name, unsigned=unsigned, acc_bits=16)
+    delta, rng = Delta(placement, images), np.random.default_rng(5)
+    narrow = delta.tables.ops[:, T.NARROW]
+    products = [op.index for op in placement.program.array_ops[:-1]]
+    assert not narrow[products].all()
+    image, rows = flips(placement, rng, 8)
+    got = delta.propagate(delta.psum_hits(image, rows))
+    np.testing.assert_array_equal(got.acc, whole(placement, images, image, rows))
+    assert got.differs.any() and not got.differs.all()
+
+
+def flips(placement, rng, count):
+    """(images, rows): bits of accumulators, `count` of each array operation but the last."""
+    rows, bits = [], placement.program.acc_bits
+    for op in placement.program.array_ops[:-1]:
+        for word in rng.integers(np.prod(op.shape), size=count).tolist():
+            rows.append(rows_of(placement, "psums", op.index, word, int(rng.integers(bits - 1))))
+    return rng.integers(IMAGES, size=len(rows)), np.array(rows, FAULT)
+
+
+def test_halves_and_additions_beyond_float32(instruction):
+    """Quotients that are often halves, and the same in integers that float32 does not hold."""
+    placement, images = made("residual", unsigned=False)
+
+    def with_factors(shift):
+        ops = []
+        for op in placement.program.ops:
+            if isinstance(op, P.Add):
+                op = replace(op, m0=1 << shift, m1=1 << shift, shift=1 + shift)
+            elif isinstance(op, P.AvgPool):
+                op = replace(op, m0=1 << shift, shift=4 + shift)
+            ops.append(op)
+        return Placement(replace(placement.program, ops=tuple(ops)), placement.accel)
+
+    image, rows = flips(placement, np.random.default_rng(6), 100)
+    found = []
+    for shift, narrow in ((0, True), (20, False)):
+        changed = with_factors(shift)
+        delta = Delta(changed, images)
+        adds = [op.index for op in changed.program.ops if isinstance(op, P.Add)]
+        assert (delta.tables.ops[adds, T.NARROW] == narrow).all()
+        found.append(delta.propagate(delta.psum_hits(image, rows)).acc)
+        np.testing.assert_array_equal(found[-1], whole(changed, images, image, rows))
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_pixels_that_read_a_changed_one(seed):
+    """Lists from rows of bits against a look at every window."""
+    rng = np.random.default_rng(seed)
+    kh, kw = rng.integers(1, 5), rng.choice([1, 2, 3, 5, 9])
+    sh, sw = rng.integers(1, 4), rng.choice([1, 1, 2, 3, 4])
+    dh, dw = rng.integers(1, 3), rng.choice([1, 1, 2, 30])
+    h, w = rng.integers(1, 9), rng.choice([3, 7, 31, 32, 63, 64, 65, 127, 128, 129, 200])
+    top, left = rng.integers(-1, 3), rng.choice([-1, 0, 1, 2, 70])
+    oh, ow = int(rng.integers(1, 9)), int(rng.choice([1, 5, 32, 63, 64, 65, 100, 130]))
+    ops = np.zeros((2, len(T.FIELDS)), np.int64)
+    ops[:, T.B] = -1
+    ops[0, [T.H, T.W, T.SPAN, T.ROW, T.PIXEL, T.AT]] = h, w, -(-w // 64), 10000, 40, 7
+    ops[1, [T.H, T.W, T.SPAN, T.ROW, T.PIXEL, T.AT]] = oh, ow, -(-ow // 64), 20000, 60, 11
+    ops[1, [T.KH, T.KW, T.SH, T.SW, T.TOP, T.LEFT, T.DH, T.DW]] = kh, kw, sh, sw, top, left, dh, dw
+    ops[1, T.MASK] = h * ops[0, T.SPAN]
+    masks = np.zeros(2 * (ops[1, T.MASK] + oh * ops[1, T.SPAN]), np.uint64)
+    changed = np.zeros((h, w), bool)
+    for number in (0, 1):
+        R.unmark(ops, number)
+    for y, x in zip(rng.integers(h, size=6), rng.choice([*range(w), 0, w - 1], size=6)):
+        changed[y, x] = True
+        R.mark(ops, 0, y, x, masks)
+    lists = np.zeros((5, oh * ow + R.MORE), np.int64)
+    count = R.list_windows(ops, 1, masks, lists)
+    wanted = []
+    for y in range(oh):
+        for x in range(ow):
+            down = [y * sh - top + i * dh for i in range(kh)]
+            across = [x * sw - left + j * dw for j in range(kw)]
+            reads = itertools.product(down, across)
+            if any(0 <= v < h and 0 <= u < w and changed[v, u] for v, u in reads):
+                wanted.append((y, x))
+    if oh * ow == 1:  # listed without a look
+        wanted = [(0, 0)]
+    y, x = np.array(wanted, np.int64).reshape(-1, 2).T
+    found = lists[:, :count]
+    np.testing.assert_array_equal(found[R.PLACE], y << 32 | x)
+    window = 7 + (y * sh - top) * 10000 + (x * sw - left) * 40
+    np.testing.assert_array_equal(found[R.WINDOW], window)
+    np.testing.assert_array_equal(found[R.TARGET], 11 + y * 20000 + x * 60)
+    assert not found[R.FLAG].any()
+    # Those whose codes differ stay marked, the others do not.
+    keep = rng.random(count) < 0.5
+    lists[R.FLAG, :count] = keep * (1 << rng.integers(16, size=count))
+    R.settle(ops, 1, masks, lists)
+    span = int(ops[1, T.SPAN])
+    own = masks[ops[1, T.MASK] : ops[1, T.MASK] + oh * span].reshape(oh, span)
+    bits = np.unpackbits(own.view(np.uint8), axis=1, bitorder="little")
+    np.testing.assert_array_equal(np.argwhere(bits), np.stack([y, x], 1)[keep])
+    low, high = (int(v) for v in ops[1, [T.LOW, T.HIGH]])
+    if keep.any():
+        assert (low, high) == (y[keep].min(), y[keep].max())
+    else:
+        assert high == -1
 
 
 def test_several_wrong_codes_and_codes_that_are_right(instruction):
