@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from fsim.accel_models.load import load_accel
-from fsim.cli.session import open_session
 from fsim.errors import ConfigError
 from fsim.fault_models.bit_errors import BitErrors
 from fsim.fault_models.network import Explicit
 from fsim.fault_models.statistical import MiBB, load_models
 from fsim.fault_models.upsets import UpsetRate
+from fsim.session import open_session
 from fsim.simulator import ops
 from fsim.simulator import program as P
 from fsim.simulator.batch import Batch

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fsim.accel_models.load import load_accel
-from fsim.cli.session import open_session
 from fsim.fault_models.statistical import AdSAF, AdSAFBits, load_models
 from fsim.fault_models.stuck_cells import StuckCells
+from fsim.session import open_session
 from fsim.simulator.calibration import (
     calibrate_stuck,
     fit_stuck,

@@ -428,7 +428,7 @@ def test_a_trace_is_not_overwritten_unasked(fsim, tmp_path, trace):
 ])  # fmt: skip
 def test_what_memory_cannot_hold_is_refused_before_it_runs(fsim, tmp_path, monkeypatch, arguments):
     monkeypatch.setattr("fsim.machine.available_memory", lambda: 4 << 30)
-    monkeypatch.setattr("fsim.cli.session.golden_run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr("fsim.session.golden_run", lambda *_: pytest.fail("it ran"))
     refused(fsim, tmp_path, *RUN, *arguments, "--trace", tmp_path / "t.h5",
             "--out", tmp_path / "out", says="must take at most 2,048 MiB")  # fmt: skip
 

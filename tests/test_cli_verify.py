@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from fsim import __version__
-from fsim.cli.options import use_threads
 from fsim.errors import ConfigError
 from fsim.simulator.vectors import read_vectors
 from fsim.simulator.verify import builtin_vectors
+from fsim.threads import use_threads
 from tests.test_layout import ROOT
 
 QUICK = ("verify", "--every", "40", "--seconds", "0")

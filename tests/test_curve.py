@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
 
 from fsim.accel_models.load import load_accel
-from fsim.cli.session import open_session
 from fsim.fault_models.bit_errors import BitErrors
+from fsim.session import open_session
 from fsim.simulator import curve
 from fsim.simulator.inject import run_trials
 from fsim.simulator.sites import select

@@ -12,9 +12,9 @@ import pytest
 
 from fsim.accel_models.load import OVERRIDES, load_accel
 from fsim.accel_models.schema import CHOICES, FAMILIES, NUMBERS
-from fsim.cli.session import open_session
 from fsim.fault_models.network import network_rows
 from fsim.parse import parse_fault
+from fsim.session import open_session
 from fsim.simulator.explain import bits_struck
 from fsim.simulator.sites import select
 from fsim.types import Fault

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from docs_tools import cli, fill
@@ -20,6 +24,16 @@ RUN = (
     "how-to/my-fault-model.md", "how-to/cluster.md", "reference/python.md", "report.md",
 )  # fmt: skip
 """Pages whose blocks are run. Those of the others are tested in test_docs*.py, or are formats."""
+
+INDENTED = {
+    "accelerators.md": {"inject": "--images 2 --trials 1 --no-curve"},
+    "calibrate.md": {"calibrate": "--trials 2", "train": "--epochs 1 --images 64"},
+    "faults.md": {"inject": "--images 8 --trials 1"},
+    "networks.md": {"inject": "--images 2 --trials 1 --no-curve"},
+    "vectors.md": {"verify": "--every 100 --seconds 0 --backend replay"},
+}
+"""Pages with indented commands -> command -> what is added to it, so that it takes seconds.
+test_docs_search.py does so for search.md."""
 
 SHOWN = {"", "sh", "console", "python", "text", "yaml", "json", "toml"}
 EXEMPT = 3
@@ -34,11 +48,20 @@ def read(name: str | Path) -> str:
     return (DOCS / name).read_text("utf-8")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUN)
-def test_every_command_runs_and_prints_what_the_page_shows(name, tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder; modules that were imported from it are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUN)
+def test_every_command_runs_and_prints_what_the_page_shows(name, folder):
     shell, found = Shell(), blocks(read(name))
     for number, block in enumerate(found):
         where = f"{name}, line {block.line}"
@@ -51,6 +74,43 @@ def test_every_command_runs_and_prints_what_the_page_shows(name, tmp_path, monke
             below = found[number + 1] if number + 1 < len(found) else Block(0, "", "", None)
             assert below.language == "text", f"{where}: what it prints must stand below"
             assert agrees(below.text, printed), f"{where} printed\n{printed}"
+
+
+def indented(name: str) -> list[str]:
+    return re.findall(r"^    (fsim .*)$", read(name), re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INDENTED)
+def test_indented_commands_run(name, folder):
+    Path("out").mkdir()
+    if name == "networks.md":
+        _network(name)
+    if name == "vectors.md":
+        vectors = ROOT / "simulator" / "rtl_vectors" / "gemmini_os_4x4.npz"
+        Path("mine.npz").write_bytes(vectors.read_bytes())
+    commands = indented(name)
+    assert set(INDENTED[name]) <= {command.split()[1] for command in commands}
+    lines = [f"{command} {INDENTED[name].get(command.split()[1], '')}" for command in commands]
+    _commands(Block(1, "sh", "\n".join(lines), None), Shell(), name)
+
+
+def _network(name: str) -> None:
+    """The example network of a page as a module, with weights and data of its shape."""
+    (source,) = (block.text for block in blocks(read(name)) if block.language == "python")
+    Path("mynet.py").write_text(source, "utf-8")
+    torch.save(importlib.import_module("mynet").make().state_dict(), "mynet.pt")
+    rng = np.random.default_rng(0)
+    np.savez(
+        "mydata.npz", images=rng.integers(0, 17, (20, 8, 8), np.uint8), labels=np.arange(20) % 10
+    )
+
+
+def test_no_other_page_has_indented_commands():
+    for path in pages():
+        name = str(path.relative_to(DOCS))
+        if name not in {*INDENTED, "search.md"}:
+            assert not indented(name), name
 
 
 def _commands(block: Block, shell: Shell, where: str) -> None:
@@ -132,6 +192,21 @@ def test_the_site_builds(tmp_path):
         assert made.is_file() or (made / "index.html").is_file(), made
 
 
+def test_the_keys_of_campaign_files_are_those_of_the_format(fsim, tmp_path):
+    section = read("trace-format.md").split("## Files of campaigns")[1].split("\n## ")[0]
+    tables = re.findall(r"^\| key of `(\w+)`.*\n\|.*\n((?:\|.*\n)+)", section, re.MULTILINE)
+    keys = {name: re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE) for name, rows in tables}
+    path = tmp_path / "a.h5"
+    done = fsim("campaign", "--fault", "flip", "--trials", 5, "--images", 4, "--out", path)
+    assert done.exit_code == 0, done.output
+    shown = fsim("trace", "show", path, "--rows", 0, "--json")
+    task = json.loads(shown.stdout)["task"]
+    assert sorted(keys["campaign"]) == sorted(task["campaign"])
+    assert sorted(keys["frame"]) == sorted(task["campaign"]["frame"])
+    for name in task["campaign"]["rule"]:
+        assert f"`{name}`" in section
+
+
 # --- the reader of pages itself ---
 
 
@@ -161,8 +236,7 @@ def test_outputs_agree_but_for_times_and_what_is_left_out():
     assert comparable("about 26,338 faults a second\n") == ["about # faults a second"]
 
 
-def test_a_command_that_fails_or_prints_something_else_is_found(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_command_that_fails_or_prints_something_else_is_found(folder):
     for text in ("fsim accel show nothing\n", "false\n"):
         with pytest.raises(AssertionError, match="ended with"):
             _commands(Block(1, "sh", text, None), Shell(), "here")

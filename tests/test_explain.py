@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fsim.accel_models.load import load_accel
-from fsim.cli.session import open_session
 from fsim.fault_models.explicit import masks
 from fsim.fault_models.network import network_rows
+from fsim.session import open_session
 from fsim.simulator.explain import bits_struck, explain_rows, word_place
 from fsim.simulator.sites import select
 from fsim.types import FAULT, Fault, wrap

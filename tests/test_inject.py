@@ -11,10 +11,10 @@ import torch
 from numpy.testing import assert_array_equal
 
 from fsim.accel_models.load import load_accel
-from fsim.cli.session import open_session
 from fsim.fault_models.bit_errors import BitErrors, OneFlip
 from fsim.fault_models.network import Explicit
 from fsim.fault_models.upsets import KINDS, SingleFault, UpsetRate
+from fsim.session import open_session
 from fsim.simulator.draws import Draws
 from fsim.simulator.inject import run_rows, run_trials, slots_of
 from fsim.simulator.sites import Placement, check_rows, select

@@ -381,7 +381,7 @@ def evil(task, provenance):
     task["model"] = EVIL
     task["data"] = "=1+1" + EVIL
     task["accel"]["name"] = EVIL + "$\\frac{1}{2}$" + chr(0x202E) + chr(7)
-    names = {name: f"{EVIL}{number}" for number, name in enumerate(task["layers"])}
+    names = {name: f"=1+{number}{EVIL}" for number, name in enumerate(task["layers"])}
     task["layers"] = list(names.values())
     parts = {name: f"../../$x_{name}^2$ {EVIL}" for name in task["components"]}
     task["components"] = list(parts.values())

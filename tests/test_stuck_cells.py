@@ -11,11 +11,11 @@ from numpy.testing import assert_array_equal
 from torch import nn
 
 from fsim.accel_models.load import load_accel
-from fsim.cli.session import open_session
 from fsim.errors import FaultError
 from fsim.fault_models.network import Explicit, network_rows
 from fsim.fault_models.statistical import AdSAFBits
 from fsim.fault_models.stuck_cells import SA1_SHARE, StuckCells
+from fsim.session import open_session
 from fsim.simulator import inject
 from fsim.simulator import program as P
 from fsim.simulator.capture import capture

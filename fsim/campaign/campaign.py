@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fsim.cli.session import Session, from_task
 from fsim.errors import ConfigError
 from fsim.fault_models.bit_errors import BitErrors, OneFlip
 from fsim.fault_models.stuck_cells import StuckCells
 from fsim.fault_models.upsets import KINDS, SingleFault
+from fsim.session import Session, from_task
 from fsim.simulator.campaign.design import PILOT, Allocation, Design
 from fsim.simulator.campaign.evaluate import Evaluator, whole_reason
 from fsim.simulator.campaign.frame import Frame

@@ -79,7 +79,9 @@ class Loky:
             self._executor.shutdown(wait=False, kill_workers=True)
         # Kernels of one worker use one thread; torch must not start as many as there are CPUs.
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
-        self._executor = ProcessPoolExecutor(self._workers, env=threads)
+        self._executor = ProcessPoolExecutor(
+            self._workers, env=threads, initializer=_ignore_interrupts
+        )
 
     def drop(self, futures) -> None:
         """Shards that are no longer wanted."""
@@ -88,7 +90,14 @@ class Loky:
 
     def close(self) -> None:
         """End the processes."""
-        self._executor.shutdown(wait=True, kill_workers=True)
+        self._executor.shutdown(wait=True)
+
+
+def _ignore_interrupts() -> None:
+    """A Ctrl-C reaches every process of the terminal; only the campaign decides what it means."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Failed:

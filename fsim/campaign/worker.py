@@ -17,7 +17,7 @@ def run_shard(task_json: str, options: dict, trials):
     Threads of one process take turns: a worker should have one thread.
     """
     from fsim.campaign.campaign import Campaign, Options
-    from fsim.cli.options import use_threads
+    from fsim.threads import use_threads
 
     key = task_json, options["way"], options["memory"]
     with _lock:

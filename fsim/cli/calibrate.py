@@ -23,10 +23,10 @@ from fsim.cli.options import (
     load_accel_option,
     seed_option,
     threads_option,
-    use_threads,
 )
 from fsim.cli.tables import print_json
 from fsim.errors import ConfigError
+from fsim.threads import use_threads
 
 IMAGES = 500
 
@@ -114,7 +114,7 @@ def calibrate(accel, settings, dataflow, model, weights, data, data_dir, images,
     machine = load_accel_option(accel, settings, dataflow)
     parameters = read_quant_params(quant_params)
     use_threads(threads)
-    from fsim.cli.session import open_session
+    from fsim.session import open_session
     from fsim.simulator import calibration
     from fsim.simulator.sites import select
 

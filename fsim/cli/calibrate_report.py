@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from fsim.cli.inject_report import describe_faults
 from fsim.cli.tables import pairs, table
+from fsim.words import describe_faults
 
 FEW = 50
 """Struck images below which an interval is called rough. Measured with one fault in ten

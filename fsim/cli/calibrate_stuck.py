@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
-from fsim.cli.inject_report import describe_faults
 from fsim.cli.tables import pairs, table
+from fsim.words import describe_faults
 
 
 def stuck_report(session, described, seed, result, tables) -> dict:

@@ -23,10 +23,10 @@ from fsim.cli.options import (
     load_accel_option,
     seed_option,
     threads_option,
-    use_threads,
 )
 from fsim.cli.tables import print_json
 from fsim.errors import ConfigError
+from fsim.threads import use_threads
 
 MEMORIES = ("acts", "weights", "psums")
 
@@ -151,7 +151,7 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
     threads = use_threads(threads)
 
     from fsim.campaign.campaign import Campaign, Options, make_task
-    from fsim.cli.session import open_session
+    from fsim.session import open_session
 
     session = open_session(
         model, machine, weights=weights, data=data, data_dir=data_dir, images=images or 500,

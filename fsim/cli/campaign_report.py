@@ -2,30 +2,10 @@
 
 from __future__ import annotations
 
-from fsim.cli.inject_report import describe_faults
 from fsim.cli.tables import pairs, table
+from fsim.words import RULES, faults_text
 
-RULES = {
-    "fixed": "a number of faults known before",
-    "failures": "until event number {value:g}",
-    "width": "until the half-width is at most {value:g}",
-    "threshold": "until it is certain whether the share is above or below {value:g}",
-}
 _MOST_LINES = 12
-
-
-def faults_text(faults: dict) -> str:
-    """The faults of a task in words."""
-    kind = faults["kind"]
-    if kind == "flip":
-        return f"one bit flip in a stored word of {', '.join(faults['memories'])}"
-    if kind == "flips":
-        return f"bit flips in stored words of {', '.join(faults['memories'])}"
-    if kind == "list":
-        return f"the faults of {faults['file']}"
-    if kind in ("ber", "stuck-cells"):
-        return describe_faults(faults)
-    return f"one {kind}"
 
 
 def plan_json(ready) -> dict:

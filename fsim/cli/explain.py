@@ -29,7 +29,7 @@ def explain(trace, model, event, trial, image, as_json):
         events = stored.faults_of(trial)["event"]
         most = f"0..{int(events.max())}" if len(events) else "none"
         raise FaultError(f"event must be one of trial {trial} ({most}), got {event} ({trace})")
-    from fsim.cli.session import from_task
+    from fsim.session import from_task
     from fsim.simulator.explain import explain_rows
     from fsim.simulator.sites import check_rows
 

@@ -36,10 +36,10 @@ from fsim.cli.options import (
     load_accel_option,
     seed_option,
     threads_option,
-    use_threads,
 )
 from fsim.cli.tables import print_json
 from fsim.errors import ConfigError, FsimError, TraceError
+from fsim.threads import use_threads
 
 
 def network_options(command):
@@ -271,7 +271,7 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
     if (resume or overwrite) and trace is None:
         raise ConfigError("--resume and --overwrite need --trace")
     use_threads(threads)
-    from fsim.cli.session import open_session
+    from fsim.session import open_session
     from fsim.simulator.sites import select
 
     session = open_session(

@@ -10,9 +10,9 @@ from tempfile import TemporaryFile
 
 import click
 
-from fsim.cli.inject_report import describe_faults
 from fsim.cli.tables import pairs, print_json
 from fsim.errors import ConfigError
+from fsim.words import describe_faults
 
 REPORT_FILES = ("report.json", "ber_curve.png")
 """What --out may hold."""

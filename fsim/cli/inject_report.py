@@ -6,6 +6,7 @@ import io
 from collections import Counter
 
 from fsim.cli.tables import pairs, table
+from fsim.words import describe_faults
 
 MEMORIES = ("acts", "weights", "psums")
 
@@ -257,21 +258,3 @@ def _faults_table(report: dict) -> str:
             for key in sorted(set(struck) | set(tally))
         ]  # fmt: skip
     return table(head, rows, right=right)
-
-
-def describe_faults(faults: dict) -> str:
-    if faults["kind"] == "ber":
-        batch = faults["hw_batch"] or "all"
-        rates = ", ".join(f"{name} {faults[name]:g}" for name in MEMORIES)
-        return f"bit errors, per bit and residency: {rates}; weights written every {batch} image(s)"
-    if faults["kind"] == "seu-rate":
-        return f"single-event upsets, {faults['rate']:g} per register bit and cycle"
-    if faults["kind"] == "explicit":
-        return "; ".join(faults["faults"])
-    if faults["kind"] == "stuck-cells":
-        return (
-            f"stuck cells of the weight memory, one chip a trial: {faults['p']:g} of all cells, "
-            f"{100 * faults['sa1_share']:.4g} % of them at 1"
-        )
-    each = "trial" if faults["kind"] in ("stuck0", "stuck1") else "image"
-    return f"one random {faults['kind']} for each {each}"

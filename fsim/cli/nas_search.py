@@ -9,9 +9,9 @@ import click
 
 from fsim.cli.fault_backend import DEVICES, device_of, faults_of
 from fsim.cli.nas_options import COMMON, DATA, FAULTS, bar, progress, train_options
-from fsim.cli.options import use_threads
 from fsim.cli.tables import print_json, table
 from fsim.errors import ConfigError
+from fsim.threads import use_threads
 
 SAMPLES = 8
 COVERED = (

@@ -6,10 +6,10 @@ import click
 
 from fsim.cli.fault_backend import DEVICES, device_of, faults_of
 from fsim.cli.nas_options import COMMON, DATA, FAULTS, bar, progress, train_options
-from fsim.cli.options import use_threads
 from fsim.cli.tables import pairs, print_json
 from fsim.cli.train import train as train_network
 from fsim.errors import ConfigError
+from fsim.threads import use_threads
 
 CALIBRATION = 256
 

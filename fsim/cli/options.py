@@ -2,7 +2,7 @@
 
 accel_options()  gemm, inject and whatever runs on one accelerator
 json_option      every command that prints a result
-threads_option   commands whose work is parallel; pass the value to `use_threads`
+threads_option   commands whose work is parallel; pass the value to `threads.use_threads`
 seed_option      commands that draw random numbers
 device_option    commands that compute in torch; read it with `fault_backend.device_of`
 Probability, Seconds, ShapeType, FaultType: parameter types that state what they expect
@@ -115,23 +115,3 @@ def load_accel_option(accel: str, settings: tuple[str, ...], dataflow: str | Non
         if not more:
             raise
         raise ConfigError(f"{first}; {len(more)} more of its values are not valid") from None
-
-
-def use_threads(count: int | None) -> int:
-    """Let compiled kernels and torch use `count` threads; the number in use.
-
-    ConfigError if the kernels were started with fewer (NUMBA_NUM_THREADS).
-    """
-    import numba
-    import torch
-
-    if count is not None:
-        most = numba.config.NUMBA_NUM_THREADS
-        if count > most:
-            raise ConfigError(
-                f"--threads must be at most {most} here (CPUs this process may use, "
-                f"or NUMBA_NUM_THREADS), got {count}"
-            )
-        numba.set_num_threads(count)
-        torch.set_num_threads(count)
-    return numba.get_num_threads()

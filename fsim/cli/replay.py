@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 
-from fsim.cli.options import json_option, threads_option, use_threads
+from fsim.cli.options import json_option, threads_option
 from fsim.cli.tables import pairs, print_json
 from fsim.errors import TraceError
+from fsim.threads import use_threads
 
 
 @click.command()
@@ -34,7 +35,7 @@ def replay(trace, model, backend, sample, sample_images, threads, as_json):  # f
 
     from fsim.cli.inject import MAX_HW_BATCH
     from fsim.cli.inject_report import outcome_rows
-    from fsim.cli.session import from_task
+    from fsim.session import from_task
     from fsim.simulator.inject import run_rows
     from fsim.simulator.sites import check_rows
 

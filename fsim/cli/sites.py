@@ -25,7 +25,7 @@ def sites(model, settings, dataflow, accel, weights, data, data_dir, as_json):
     stand in where its files are not found.
     """
     machine = load_accel_option(accel, settings, dataflow)
-    from fsim.cli.session import open_session
+    from fsim.session import open_session
 
     session = open_session(
         model, machine, weights=weights, data=data, data_dir=data_dir, images=1,

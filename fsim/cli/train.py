@@ -16,9 +16,9 @@ from fsim.cli.options import (
     json_option,
     seed_option,
     threads_option,
-    use_threads,
 )
 from fsim.cli.tables import print_json
+from fsim.threads import use_threads
 
 CALIBRATION = 256
 BACKENDS = ("numba", "torch", "none")

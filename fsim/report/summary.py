@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fsim.cli.campaign_report import RULES, faults_text
+from fsim.words import RULES, faults_text
 
 from . import charts
 from .markup import Html, el, join, plain, table

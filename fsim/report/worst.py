@@ -30,9 +30,7 @@ def worst_faults(results: Results, follow: bool = True, listed: int = LISTED) ->
     if results.kind == "list" and (results.trace.trials["n_faults"] < 1).any():
         return None
     places = np.stack([results.sites["layer"], results.sites["component"]], axis=1)
-    order = np.lexsort((np.arange(len(critical)), -changed, -critical))
-    order = order[changed[order] > 0]
-    order = _varied(order, places, np.stack([critical, changed], axis=1))
+    order = _ordered(np.flatnonzero(changed), places, np.stack([critical, changed], axis=1))
     order = order[: min(listed, max(FOLLOWED, int((critical > 0).sum())))]
     found = {"faults": [_fault(results, int(at)) for at in order], "of": int((changed > 0).sum()),
              "alike": 0, "followed": 0, "why_not": None}  # fmt: skip
@@ -47,15 +45,15 @@ def worst_faults(results: Results, follow: bool = True, listed: int = LISTED) ->
     return found
 
 
-def _varied(order: np.ndarray, places: np.ndarray, harm: np.ndarray) -> np.ndarray:
-    """Equally bad faults so that each place comes once before one comes twice."""
+def _ordered(faults: np.ndarray, places: np.ndarray, harm: np.ndarray) -> np.ndarray:
+    """Trials by harm; of equally bad ones each place comes once before one comes twice."""
     met: dict[tuple, int] = {}
     keys = []
-    for rank, at in enumerate(order):
+    for at in faults.tolist():
         key = (*harm[at].tolist(), *places[at].tolist())
         met[key] = met.get(key, 0) + 1
-        keys.append((-harm[at][0], -harm[at][1], met[key], rank))
-    return order[sorted(range(len(order)), key=lambda i: keys[i])]
+        keys.append((*(-harm[at]).tolist(), met[key], at))
+    return np.array([key[-1] for key in sorted(keys)], np.int64)
 
 
 def _fault(results: Results, at: int) -> dict:
@@ -100,7 +98,7 @@ def _or_none(value) -> int | None:
 
 def _follow(results: Results, faults: list[dict]) -> str | None:
     """Run faults alone, each on its worst image, and note what differs; why it cannot be done."""
-    from fsim.cli.session import from_task
+    from fsim.session import from_task
     from fsim.simulator.explain import explain_rows
     from fsim.simulator.sites import check_rows
 
