@@ -21,9 +21,12 @@ from docs_tools.shell import Shell
 RUN = (
     "index.md", "tutorial.md", "campaigns.md", "semantics.md", "how-we-know.md",
     "how-to/my-model.md", "how-to/my-accelerator.md", "how-to/my-rtl-vectors.md",
-    "how-to/my-fault-model.md", "how-to/cluster.md", "reference/python.md", "report.md",
+    "how-to/my-fault-model.md", "how-to/cluster.md", "reference/python.md",
 )  # fmt: skip
-"""Pages whose blocks are run. Those of the others are tested in test_docs*.py, or are formats."""
+"""Pages whose blocks are run."""
+
+ELSEWHERE = {"search.md": "test_docs_search.py", "report.md": "test_report.py"}
+"""Pages whose commands another test runs."""
 
 INDENTED = {
     "accelerators.md": {"inject": "--images 2 --trials 1 --no-curve"},
@@ -32,8 +35,7 @@ INDENTED = {
     "networks.md": {"inject": "--images 2 --trials 1 --no-curve"},
     "vectors.md": {"verify": "--every 100 --seconds 0 --backend replay"},
 }
-"""Pages with indented commands -> command -> what is added to it, so that it takes seconds.
-test_docs_search.py does so for search.md."""
+"""Pages with indented commands -> command -> what is added to it, so that it takes seconds."""
 
 SHOWN = {"", "sh", "console", "python", "text", "yaml", "json", "toml"}
 EXEMPT = 3
@@ -109,8 +111,10 @@ def _network(name: str) -> None:
 def test_no_other_page_has_indented_commands():
     for path in pages():
         name = str(path.relative_to(DOCS))
-        if name not in {*INDENTED, "search.md"}:
+        if name not in {*INDENTED, *ELSEWHERE}:
             assert not indented(name), name
+    for name, test in ELSEWHERE.items():
+        assert f'"{name}"' in (ROOT / "tests" / test).read_text("utf-8")
 
 
 def _commands(block: Block, shell: Shell, where: str) -> None:
@@ -129,7 +133,7 @@ def test_blocks_are_of_known_languages_and_few_are_exempt():
         for block in blocks(path.read_text("utf-8")):
             assert block.language in SHOWN, f"{path.name}, line {block.line}: {block.language}"
             if block.language in ("sh", "console"):
-                assert str(path.relative_to(DOCS)) in RUN, f"{path.name} is not among RUN"
+                assert str(path.relative_to(DOCS)) in {*RUN, *ELSEWHERE}, path
                 assert list(steps(block)), f"{path.name}, line {block.line}: no command"
             if block.exempt:
                 exempt.append((path.name, block.line, block.exempt))
