@@ -31,7 +31,10 @@ def replay(trace, model, backend, sample, sample_images, threads, as_json):  # f
 
     stored = read_trace(trace)
     use_threads(threads)
-    import numpy as np
+
+    if isinstance(stored.task.get("campaign"), dict):
+        found = _campaign(trace, model, backend, sample, sample_images)
+        return _report(trace, backend, found, as_json)
 
     from fsim.cli.inject import MAX_HW_BATCH
     from fsim.cli.inject_report import outcome_rows
@@ -68,20 +71,68 @@ def replay(trace, model, backend, sample, sample_images, threads, as_json):  # f
             differences.append({"trial": int(trial), "image": -1, "column": "image",
                                 "stored": len(mine), "recomputed": len(again)})  # fmt: skip
             continue
-        for column in mine.dtype.names:
-            for at in np.flatnonzero(mine[column] != again[column]):
-                differences.append({
-                    "trial": int(trial), "image": int(mine["image"][at]), "column": column,
-                    "stored": int(mine[column][at]), "recomputed": int(again[column][at]),
-                })  # fmt: skip
+        differences += _differences(mine, again)
         checked += len(again)
-    report = {"trace": str(trace), "trials": len(trials), "inferences": checked,
+    return _report(trace, backend, (len(trials), checked, differences), as_json)
+
+
+def _differences(stored, again) -> list[dict]:
+    """Values of OUTCOME rows that differ, those of one (trial, image) in one place."""
+    import numpy as np
+
+    return [
+        {"trial": int(stored["trial"][at]), "image": int(stored["image"][at]), "column": column,
+         "stored": int(stored[column][at]), "recomputed": int(again[column][at])}
+        for column in stored.dtype.names
+        for at in np.flatnonzero(stored[column] != again[column])
+    ]  # fmt: skip
+
+
+def _campaign(trace, model, backend, sample, sample_images):
+    """(trials, inferences, differences) of a campaign, as whole inferences of its fault rows."""
+    import numpy as np
+
+    from fsim.campaign.results import read_results
+    from fsim.session import from_task
+    from fsim.simulator.campaign.evaluate import Evaluator
+    from fsim.simulator.campaign.population import Drawn
+    from fsim.simulator.sites import check_rows
+
+    results = read_results(trace)
+    session = from_task(results.task, model)
+    check_rows(session.placement, results.trace.faults, len(session.images))
+    table = results.trace.outcomes.reshape(len(results.trials), results.images)
+    if table.size and table["image"].max() >= len(session.images):
+        raise TraceError(f"images of outcomes must be below {len(session.images)} ({trace})")
+    if backend == "reference":
+        sample, sample_images = sample or 1, sample_images or 4
+    count = len(table[:sample])
+    table = table[:count, :sample_images]
+    sizes = results.trace.trials["n_faults"][:count]
+    begin = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+    drawn = Drawn(
+        results.trials[:count], results.trace.faults[: begin[-1]], begin,
+        table["image"].astype(np.int64),
+    )  # fmt: skip
+    import numba
+
+    evaluator = Evaluator(
+        session.placement, session.images, session.labels, way="whole", backend=backend,
+        threads=numba.get_num_threads(),
+    )  # fmt: skip
+    again = evaluator.outcomes(drawn)
+    return count, table.size, _differences(table.reshape(-1), again)
+
+
+def _report(trace, backend, found, as_json) -> None:
+    trials, checked, differences = found
+    report = {"trace": str(trace), "trials": trials, "inferences": checked,
               "backend": backend, "differences": len(differences),
               "first": differences[:10]}  # fmt: skip
     if as_json:
         print_json(report)
     else:
-        rows = [("trace", trace), ("trials", len(trials)), ("inferences", checked),
+        rows = [("trace", trace), ("trials", trials), ("inferences", checked),
                 ("differences", len(differences))]  # fmt: skip
         click.echo(pairs(rows))
         for d in differences[:10]:
