@@ -24,6 +24,9 @@ from .kernels import vnni
 from .kernels.delta import propagate, psum_codes
 from .sites import Placement
 
+PART = 64
+"""Fewer faults are not worth a part of their own."""
+
 
 @dataclass(frozen=True, eq=False)
 class Changes:
@@ -155,7 +158,7 @@ class Delta:
         # By image, then by operation: the image's codes and the weights stay in the cache.
         order = np.lexsort((struck.op, struck.image))
         # More parts than threads, as some faults take longer; each part copies its images.
-        pieces = 1 if threads < 2 else 4 * threads
+        pieces = 1 if threads < 2 else max(1, min(4 * threads, count // PART))
         cuts = [count * i // pieces for i in range(pieces + 1)]
         parts = [order[a:b] for a, b in zip(cuts, cuts[1:]) if a < b]
 

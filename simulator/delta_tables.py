@@ -8,7 +8,7 @@ from fsim.errors import MappingError
 
 from . import program as P
 from .kernels import delta_table as K
-from .kernels.delta_code import pack
+from .kernels.delta_code import pack, pack_depthwise
 
 _KINDS = {
     "steps": np.int32, "weights": np.int8, "bias": np.int32, "factors": np.float32,
@@ -227,9 +227,13 @@ class Tables:
         filled = np.zeros((o, kh, kw, pixel), np.int8)
         filled[..., :c] = weight
         if isinstance(op, P.Conv) and op.groups == o == c and op.weight.shape[1] == 1:
-            line[K.KIND] = K.DEPTHWISE
-            packed = filled[np.arange(o), :, :, np.arange(o)].transpose(1, 2, 0)
-            packed = np.concatenate([packed, np.zeros((kh, kw, pixel - o), np.int8)], 2)
+            packed = np.zeros((kh * kw, pixel), np.int8)
+            packed[:, :o] = op.weight[:, 0].reshape(o, -1).T
+            line[K.KIND] = K.DEPTHWISE_VNNI if self.vnni and line[K.NARROW] else K.DEPTHWISE
+            if line[K.KIND] == K.DEPTHWISE_VNNI:
+                packed = pack_depthwise(packed)
+                steps = np.concatenate([steps, np.full(-len(steps) % 4, steps[0])])
+                line[K.RUNS] = len(steps) // 4
         else:
             line[K.KIND] = K.CONV_VNNI if self.vnni and line[K.NARROW] else K.CONV
             packed = pack(filled.reshape(o, -1, 4), line[K.KIND] == K.CONV)

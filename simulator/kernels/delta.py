@@ -36,6 +36,7 @@ from .delta_table import (
     CONV_VNNI,
     COPY,
     DEPTHWISE,
+    DEPTHWISE_VNNI,
     HIGH,
     KIND,
     LAST,
@@ -52,7 +53,7 @@ from .delta_table import (
     C,
     W,
 )
-from .delta_work import add, convolve, convolve_bytes, copy, depthwise, pool, relu
+from .delta_work import add, convolve, convolve_bytes, copy, depthwise, depthwise_bytes, pool, relu
 from .replay import wrap
 
 SHORT = 1024
@@ -221,6 +222,9 @@ def propagate(
             elif kind == CONV:
                 convolve(ops, number, lo, hi, frame, count, lists, steps_at, weights_at, bias_at,
                          wide_at, offset_at, factors_at)  # fmt: skip
+            elif kind == DEPTHWISE_VNNI:
+                depthwise_bytes(ops, number, lo, hi, frame, count, lists, steps_at, weights_at,
+                                bias_at, factors_at)  # fmt: skip
             elif kind == DEPTHWISE:
                 depthwise(ops, number, lo, hi, frame, count, lists, steps_at, weights_at, bias_at,
                           wide_at, offset_at, factors_at)  # fmt: skip

@@ -170,6 +170,93 @@ def _make(pixels: int, blocks: int, way, wide: bool = False):
     return products
 
 
+@intrinsic
+def depthwise64(typingctx, window, steps, groups, weight, bias, factors, lo, hi, zero, target,
+                words):  # fmt: skip
+    """New codes of 64 channels of one pixel, each from its own channel, with VPDPBUSD.
+
+    window   address of the first channel's first code that the pixel reads
+    steps    address of (groups, 4) int32 byte offsets of the window's positions
+    weight   address of weights, `pack_depthwise`
+    bias, factors  addresses of (64,) int32 and float32
+    target   address of the first channel's code, of which `words` words exist
+    Returns something but 0 where codes differ.
+    """
+    signature = types.int64(*(types.int64,) * 6, types.float32, types.float32,
+                            *(types.int64,) * 3)  # fmt: skip
+    wide = ir.VectorType(ir.IntType(8), 64)
+
+    def unpacked(builder, kind, one, other, high):
+        """Elements of two registers in turn, half of each 128 bits of them."""
+        each = 16 // (kind.element.width // 8)
+        picks = []
+        for begin in range(0, kind.count, each):
+            for i in range(begin + high * each // 2, begin + (high + 1) * each // 2):
+                picks += [i, kind.count + i]
+        picks = ir.Constant(ir.VectorType(_I32, len(picks)), picks)
+        one, other = (builder.bitcast(v, kind) for v in (one, other))
+        return builder.shuffle_vector(one, other, picks)
+
+    def generate(context, builder, signature, args):
+        window, steps, groups, weight, bias, factors, lo, hi, zero, target, words = args
+        pairs = ir.VectorType(ir.IntType(16), 32)
+
+        def each_group(g, sums):
+            line = builder.add(steps, builder.shl(g, _I64(4)))
+            rows = builder.add(weight, builder.shl(g, _I64(8)))
+            codes = []
+            for i in range(4):
+                step = builder.sext(load(builder, line, 4 * i, _I32), _I64)
+                codes.append(load(builder, window, step, wide))
+            new = []
+            for half in (0, 1):
+                two = [unpacked(builder, wide, *codes[i : i + 2], half) for i in (0, 2)]
+                for part in (0, 1):
+                    x = builder.bitcast(unpacked(builder, pairs, *two, part), _INTS)
+                    j = len(new)
+                    new.append(_Bytes.add(builder, sums[j], [x],
+                                          _Bytes.weights(builder, rows, 64 * j)))  # fmt: skip
+            return new
+
+        sums = loop(builder, groups, [ir.Constant(_INTS, [0] * LANES)] * 4, each_group)
+        flag = ir.Constant(_I64, 0)
+        for q in range(4):
+            # Sums j hold channels 16 q + 4 j .. + 3 in their part q of 128 bits.
+            picks = [*range(4 * q, 4 * q + 4), *range(16 + 4 * q, 20 + 4 * q)]
+            picks = ir.Constant(ir.VectorType(_I32, 8), picks)
+            halves = [builder.shuffle_vector(sums[i], sums[i + 1], picks) for i in (0, 2)]
+            total = builder.shuffle_vector(*halves, ir.Constant(_INTS, list(range(LANES))))
+            before, left = builder.block, builder.sub(words, _I64(4 * q))
+            with builder.if_then(builder.icmp_signed(">", left, _I64(0))):
+                total = builder.add(total, load(builder, bias, 64 * q, _INTS))
+                scale = builder.add(factors, _I64(64 * q))
+                codes = narrow_codes(builder, total, scale, lo, hi, zero)
+                found = builder.or_(flag, put(builder, codes, target, q * LANES, left))
+                after = builder.block
+            joined = builder.phi(_I64)
+            joined.add_incoming(flag, before)
+            joined.add_incoming(found, after)
+            flag = joined
+        return flag
+
+    if not vnni.supported():  # as above
+        return signature, lambda context, builder, signature, args: _I64(0)
+    return signature, generate
+
+
+def pack_depthwise(weight: np.ndarray) -> np.ndarray:
+    """Weights (positions, channels) int8 as `depthwise64` reads them, flat int8.
+
+    (channels / 64, positions / 4) of four registers of (4, 4) channels by four positions; what
+    is missing is 0.
+    """
+    positions, channels = weight.shape
+    full = np.zeros((-(-positions // 4) * 4, -(-channels // 64) * 64), np.int8)
+    full[:positions, :channels] = weight
+    parts = full.reshape(len(full) // 4, 4, -1, 4, 4, 4)  # (group, position, chunk, part, j, k)
+    return np.ascontiguousarray(parts.transpose(2, 0, 4, 3, 5, 1)).reshape(-1)
+
+
 def pack(weight: np.ndarray, shorts: bool) -> np.ndarray:
     """Weights (o, slots, 4) int8 as the intrinsics read them, flat int8.
 

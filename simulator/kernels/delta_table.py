@@ -13,7 +13,7 @@ whole 64-bit words.
 
 from __future__ import annotations
 
-CONV_VNNI, CONV, DEPTHWISE, ADD, AVERAGE, MAXIMUM, RELU, COPY, LAST = range(1, 10)
+CONV_VNNI, CONV, DEPTHWISE_VNNI, DEPTHWISE, ADD, AVERAGE, MAXIMUM, RELU, COPY, LAST = range(1, 11)
 """Kinds of operations. LAST is the linear layer that gives the answer."""
 
 FIELDS = (
@@ -33,7 +33,7 @@ sums          where its golden sums begin
 kh .. dw      window, stride, padding at the top and left, dilation; of COPY: sh, sw the
               stride, top and left the offset, c_in and c_out first channels
 runs, words   a window is read as so many runs of so many words that lie one after another;
-              of DEPTHWISE: its positions, and 0
+              of DEPTHWISE a run is a position, of DEPTHWISE_VNNI four positions
 steps         where the runs' byte offsets from the window's first code begin in `steps`
 weight        where its part begins in `weights`
 bias          where its part begins in `bias`, `wide`, `offset` and `factors`

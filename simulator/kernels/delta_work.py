@@ -19,6 +19,7 @@ from .delta_code import (
     bytes4x4,
     bytes8x1,
     bytes8x2,
+    depthwise64,
     shorts1x1,
     shorts4x1,
     wide1x1,
@@ -182,6 +183,22 @@ def convolve(ops, number, lo, hi, frame, count, lists, steps, weights, bias, wid
         weight += runs * words * 128
         channel += 16
         left -= 4
+
+
+@kernel
+def depthwise_bytes(ops, number, lo, hi, frame, count, lists, steps, weights, bias, factors):
+    """Kind DEPTHWISE_VNNI; tables as addresses."""
+    steps += 4 * ops[number, STEPS]
+    pixel, groups, zero = ops[number, PIXEL], ops[number, RUNS], ops[number, ZERO]
+    b, f = bias + 4 * ops[number, BIAS], factors + 4 * ops[number, BIAS]
+    for i in range(count):
+        window, target = frame + lists[WINDOW, i], frame + lists[TARGET, i]
+        flag, weight = np.int64(0), weights + ops[number, WEIGHT]
+        for c in range(0, pixel, 64):
+            flag |= depthwise64(window + c, steps, groups, weight, b + 4 * c, f + 4 * c, lo, hi,
+                                zero, target + c, (pixel - c) >> 2)  # fmt: skip
+            weight += groups * 256
+        lists[FLAG, i] = flag
 
 
 @kernel
