@@ -84,7 +84,7 @@ verify: setup
 # Outputs that the pages show are checked by tests/test_docs_site.py.
 docs: setup
 	@$(BIN)/python -c 'import mkdocs' 2>/dev/null || $(PIP) install -q -e '.[docs]'
-	$(BIN)/python -m mkdocs build --strict -q
+	$(BIN)/python -m mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .
