@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -195,7 +194,7 @@ def test_a_trace_that_is_no_campaign_is_refused(fsim, tmp_path):
 
 def test_outcome_shares_are_those_of_the_file(files, numbers):
     outcome = columns(files["seu"])["outcomes/outcome"]
-    codes = {"masked": (0, 1), "sdc_benign": (2,), "sdc_critical": (3,)}
+    codes = {"masked": (0, 1), "sdc_benign": (2,), "sdc_critical": (3,), "sdc": (2, 3)}
     rows = {row["outcome"]: row for row in numbers["seu"]["outcomes"]}
     assert set(rows) == set(codes)
     for name, row in rows.items():
@@ -334,6 +333,68 @@ def test_pandas_reads_the_tables(fsim, files, tmp_path):
     found = pandas.read_csv(tmp_path / "tables" / "by-layer-component-bit.csv")
     assert set(found["campaign"]) == {"seu", "strata"}
     assert found["sdc_critical"].dtype == float and found["trials"].sum() == 900 + 1500
+
+
+def test_the_accuracy_has_the_interval_of_its_design(files, numbers):
+    table = columns(files["seu"])
+    k = int((table["outcomes/faulty"] == table["outcomes/label"]).sum())
+    found = numbers["seu"]["accuracy"]
+    got = [found[end] for end in ("estimate", "low", "high")]
+    assert got == pytest.approx(interval(k, 900), abs=1e-9)
+    for name in ("strata", "stuck", "chips"):
+        results = read_results(files[name])
+        found = numbers[name]["accuracy"]
+        assert found["estimate"] == pytest.approx(results.accuracy)
+        assert found["low"] < found["estimate"] < found["high"] or found["estimate"] == 1
+    # Six images of one fault are not six trials: the interval is wider than of 240.
+    k = round(numbers["stuck"]["accuracy"]["estimate"] * 240)
+    _, low, high = interval(k, 240)
+    found = numbers["stuck"]["accuracy"]
+    assert found["high"] - found["low"] > 1.3 * (high - low)
+    assert numbers["flips"]["accuracy"] is None
+
+
+def test_lists_say_that_they_are_no_sample_and_how_many_faults_a_trial_has(fsim, files, tmp_path):
+    out = tmp_path / "list.h5"
+    assert fsim("campaign", "--quiet", "--faults", files["flips"], "--images", 40, "--out",
+                out).exit_code == 0  # fmt: skip
+    found = report_numbers([read_results(out)])
+    worst = found["campaigns"][0]["worst"]
+    trace = read_trace(out)
+    for fault in worst["faults"]:
+        assert fault["events"] == len(np.unique(trace.faults_of(fault["trial"])["event"]))
+    assert max(fault["events"] for fault in worst["faults"]) > 1 and worst["followed"] == 5
+    text = " ".join(check_page(page(found).html).text)
+    assert "not a random sample" in text and "others" in text
+
+
+def test_a_network_of_ones_own_is_opened_if_it_is_named(fsim, tmp_path, monkeypatch):
+    (tmp_path / "mynet.py").write_text(
+        "import torch\n\ndef make():\n    return torch.nn.Sequential("
+        "torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "mine.h5"
+    result = fsim("campaign", "--quiet", "--model", "mynet:make", "--data", "digits", "--images",
+                  20, "--fault", "flip", "--trials", 60, "--out", out)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    page_of = tmp_path / "p.html"
+    told = [fsim("report", out, "--json", *more).stdout for more in ((), ("--model", "mynet:make"))]
+    without, named = (json.loads(text)["campaigns"][0]["worst"] for text in told)
+    assert without["followed"] == 0 and "whose code would run" in without["why_not"]
+    assert named["followed"] == 5 and named["why_not"] is None
+    result = fsim("report", out, "--model", "other:make", "--out", page_of)
+    assert result.exit_code == 2 and "--model must be that of a campaign" in result.stderr
+
+
+def test_no_critical_outcome_is_not_called_zero(fsim, tmp_path):
+    out = tmp_path / "few.h5"
+    fsim("campaign", "--quiet", "--trials", 20, "--images", 5, "--sites", "psum", "--out", out)
+    found = report_numbers([read_results(out)], follow=False)
+    row = next(r for r in found["campaigns"][0]["outcomes"] if r["outcome"] == "sdc_critical")
+    assert row["count"] == 0 and row["share"]["high"] > 0.1
+    text = " ".join(check_page(page(found).html).text)
+    assert "No critical outcome was seen" in text and bounds(row["share"]) in text
 
 
 # --- several campaigns ---
@@ -525,40 +586,30 @@ def test_markup_escapes_all_but_markup():
 # --- docs/report.md ---
 
 
-def test_the_commands_of_the_document_run_and_its_table_is_true(fsim, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_table_of_the_document_names_every_section():
+    """Its commands are run by test_docs_site.py."""
     text = (ROOT / "docs" / "report.md").read_text("utf-8")
-    lines = "".join(re.findall(r"```sh\n(.*?)```", text, re.S)).splitlines()
-    assert len(lines) == 6
-    for line in lines:
-        command, _, target = line.partition(" > ")
-        result = fsim(*shlex.split(command)[1:])
-        assert result.exit_code == 0, (line, result.output)
-        if target:
-            (tmp_path / target).write_text(result.stdout)
-    assert len(json.loads((tmp_path / "numbers.json").read_text())["campaigns"]) == 1
-    assert (tmp_path / "report_files" / "tables" / "by-layer-component-bit.csv").is_file()
-    assert (tmp_path / "report_files" / "pictures" / "outcomes.png").is_file()
-    shown = Checker((tmp_path / "comparison" / "report.html").read_text("utf-8"))
-    assert "Two seeds, and more flips" in shown.text
-    sections = {title for _, title, _ in _sections()}
-    for line in text.split("## What is in it")[1].split("##")[0].splitlines():
-        if line.startswith("| ") and not line.startswith("| section"):
-            for title in line.split("|")[1].split(","):
-                assert any(one.startswith(title.strip()) for one in sections), title
-
-
-def _sections():
-    """(id, title, content) of all sections that there are."""
     source = (ROOT / "fsim" / "report" / "sections.py").read_text("utf-8")
-    return re.findall(r'\("(\w+)", "([^"]+)", (\w+)\)', source)
+    titles = re.findall(r'\("\w+", "([^"]+)", \w+\)', source)
+    assert len(titles) == 12
+    lines = text.split("## What is in it")[1].split("##")[0].splitlines()
+    told = [
+        name.strip()
+        for line in lines
+        if line.startswith("| ") and not line.startswith("| section")
+        for name in line.split("|")[1].split(",")
+    ]
+    for title in titles:
+        assert any(title.startswith(name) for name in told) or title == "What was done", title
+    for name in told:
+        assert any(title.startswith(name) for title in titles), name
 
 
-def test_the_python_of_the_document_runs(fsim, files, tmp_path, monkeypatch):
-    pytest.importorskip("pandas")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "seu.h5").write_bytes(files["seu"].read_bytes())
-    fsim("report", "seu.h5", "--no-pictures")
-    text = (ROOT / "docs" / "report.md").read_text("utf-8")
-    for code in re.findall(r"```python\n(.*?)```", text, re.S):
-        exec(compile(code, "report.md", "exec"), {})
+def test_a_notebook_and_the_page_open_no_display(files, monkeypatch):
+    import matplotlib
+
+    before = matplotlib.get_backend()
+    monkeypatch.delenv("DISPLAY", raising=False)
+    page(report_numbers([read_results(files["chips"])], follow=False))
+    assert matplotlib.get_backend() == before
+    assert matplotlib.rcParams["svg.hashsalt"] != "fsim"  # settings are as they were

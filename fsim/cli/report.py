@@ -34,8 +34,9 @@ from fsim.errors import ConfigError
     show_default=True,
     help="Open the network and follow the worst faults through it.",
 )
+@click.option("--model", help="To follow faults in a module:factory network: the same name.")
 @json_option
-def report(files, out, title, pictures, explain, as_json):  # fmt: skip
+def report(files, out, title, pictures, explain, model, as_json):  # fmt: skip
     """Make one self-contained page from the campaigns in FILEs.
 
     The first campaign is the one that the others are compared with.
@@ -53,7 +54,10 @@ def report(files, out, title, pictures, explain, as_json):  # fmt: skip
     target = out if out is not None else (None if as_json else Path("report.html"))
     if target is not None:
         places(target)
-    numbers = report_numbers([read_results(path) for path in files], title=title, follow=explain)
+    campaigns = [read_results(path) for path in files]
+    if model is not None and all(model != one.task["model"] for one in campaigns):
+        raise ConfigError(f"--model must be that of a campaign, got {model!r}")
+    numbers = report_numbers(campaigns, title=title, follow=explain, model=model)
     if target is not None:
         from fsim.report.page import page
         from fsim.report.tables import tables

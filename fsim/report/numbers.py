@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from fsim._version import __version__
+from fsim.campaign.campaign import split_of
 from fsim.campaign.results import Results
 from fsim.campaign.summary import flips_json, group_json, interval_json, summary
 from fsim.errors import FsimError
+from fsim.simulator.campaign.rules import best_of
+from fsim.simulator.stopping import confidence_sequence
 from fsim.simulator.trace_format import hash_task
 
 from .places import pe_maps
@@ -24,16 +29,21 @@ METRICS = ("sdc_critical", "sdc")
 
 
 def report_numbers(
-    campaigns: Sequence[Results], *, title: str | None = None, follow: bool = True
+    campaigns: Sequence[Results],
+    *,
+    title: str | None = None,
+    follow: bool = True,
+    model: str | None = None,
 ) -> dict:
     """Everything a report of some campaigns shows.
 
     follow  open the networks to follow the worst faults
+    model   name of a network whose code may run for that, as `fsim.session.from_task` asks
     Returns {"fsim": version, "title", "campaigns": [campaign_numbers ...], "comparisons": [of
     each other campaign with the first]}.
     """
     names = _names(campaigns)
-    found = [campaign_numbers(r, name, follow) for r, name in zip(campaigns, names)]
+    found = [campaign_numbers(r, name, follow, model) for r, name in zip(campaigns, names)]
     return finite({
         "fsim": __version__,
         "title": title or _title(found),
@@ -45,7 +55,9 @@ def report_numbers(
     })  # fmt: skip
 
 
-def campaign_numbers(results: Results, name: str, follow: bool = True) -> dict:
+def campaign_numbers(
+    results: Results, name: str, follow: bool = True, model: str | None = None
+) -> dict:
     """Everything a report shows of one campaign, called `name` in it."""
     from fsim.campaign.cite import cite, command_of
 
@@ -61,13 +73,14 @@ def campaign_numbers(results: Results, name: str, follow: bool = True) -> dict:
         "kind": kind,
         "summary": summary(results),
         "outcomes": _outcomes(results),
+        "accuracy": _accuracy(results),
         "parts": parts,
         "pe": pe_maps(results, METRICS),
         "protect": _protect(results) if single else None,
         "flips": flips_json(results) if kind == "flips" else None,
         "curve": _curve(results) if kind == "flips" else None,
         "chips": _chips(results) if kind == "chips" else None,
-        "worst": worst_faults(results, follow),
+        "worst": worst_faults(results, follow, model if model == task["model"] else None),
         "command": command_of(task),
         "methods": cite(results),
         "provenance": {
@@ -112,17 +125,36 @@ def _title(campaigns) -> str:
 
 
 def _outcomes(results: Results) -> list[dict] | None:
-    """Counts and shares that add up to all inferences; corrected ones count as masked."""
+    """Counts and shares of outcomes; corrected ones count as masked, "sdc" is both SDCs."""
     if results.kind == "flips":
         return None
     total = int(results.tally.counts.sum())
     rows = []
-    for name in ("masked", "sdc_benign", "sdc_critical", "due", "hang"):
+    for name in ("masked", "sdc_benign", "sdc_critical", "due", "hang", "sdc"):
         count = int(results.tally.of(name).sum())
-        if count or name in ("masked", "sdc_benign", "sdc_critical"):
+        if count or name in ("masked", "sdc_benign", "sdc_critical", "sdc"):
             share = interval_json(results.share(name))
             rows.append({"outcome": name, "count": count, "of": total, "share": share})
     return rows
+
+
+def _accuracy(results: Results) -> dict | None:
+    """The share of right answers with faults, an interval; None where it depends on a rate."""
+    if results.kind == "flips" or not len(results.trials):
+        return None
+    table, rule = results.trace.outcomes, results.rule
+    right = (table["faulty"] == table["label"]).reshape(len(results.trials), -1).sum(axis=1)
+    if rule.name != "fixed" and len(results.sizes) == 1 and results.images == 1:
+        # Where it stopped depends on what it found: an interval that holds at any time.
+        found = confidence_sequence(int(right.sum()), len(right), confidence=rule.confidence)
+        return interval_json(found)
+    strata = len(results.sizes)
+    stratum = split_of(results.task, results.trials)[0]
+    hits = np.bincount(stratum, right, minlength=strata).astype(np.int64)
+    trials = np.bincount(stratum, minlength=strata)
+    return interval_json(
+        best_of(hits, trials, results.sizes, right, results.images, rule.confidence)
+    )
 
 
 def _protect(results: Results) -> dict | None:

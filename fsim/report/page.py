@@ -12,8 +12,8 @@ from .palette import DARK, LIGHT, variables
 from .pictures import Picture, style
 from .section import Section, figure
 from .sections import sections
-from .summary import cautions, headline
-from .words import METRICS, bounds, count, estimate, number, percent
+from .summary import cautions, headline, parts
+from .words import METRICS, bounds, count, estimate, number, percent, share
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """What a browser may do for the page beyond showing it: nothing, no script either."""
@@ -125,16 +125,15 @@ def _overview(numbers: dict, pictures: list[Picture], files: bool) -> Html:
             estimate(critical["share"]) if critical else "depends on a rate",
             bounds(critical["share"]) if critical else "–",
             percent(told["accuracy"]["clean"], 4),
-            percent(told["accuracy"]["faulty"], 4) if critical else "depends on a rate",
+            share(one["accuracy"]) if one["accuracy"] else "depends on a rate",
         ])  # fmt: skip
     head = ["campaign", "network", "accelerator", "faults", "trials", "critical SDC", "interval",
             "accuracy", "with faults"]  # fmt: skip
     made = [table(head, rows, right=head[4:], caption="Campaigns")]
     shown = [one for one in campaigns if one["outcomes"]]
     if shown:
-        bars = charts.outcome_bars(
-            "all-outcomes", "Outcomes", [(one["name"], one["outcomes"]) for one in shown], files
-        )
+        shares = [(one["name"], parts(one["outcomes"])) for one in shown]
+        bars = charts.outcome_bars("all-outcomes", "Outcomes", shares, files)
         dots = charts.forest(
             "all-critical", "Critical SDC", [
                 (one["name"], row["share"], one["summary"]["trials"])

@@ -88,9 +88,9 @@ def chips(s: Section) -> Html | None:
     drawn = charts.chip_steps(
         s.named("chips"), "Accuracy over chips", found["accuracy"], found["clean"], s.files
     )
-    low = found["quantile"]
+    low, mean = found["quantile"], s.numbers["accuracy"]
     rows = [
-        ["mean", percent(found["mean"], 4), "–"],
+        ["mean", estimate(mean), bounds(mean)],
         ["median", percent(found["median"], 4), "–"],
         [f"quantile {number(low['q'])}", percent(low["estimate"], 4), bounds(low)],
         ["worst", percent(found["worst"], 4), "–"],

@@ -51,6 +51,11 @@ def worst(s: Section) -> Html | None:
 
 
 def _place(fault: dict) -> str:
+    more = f" and {plural(fault['events'] - 1, 'other')}" if fault["events"] > 1 else ""
+    return _one_place(fault) + more
+
+
+def _one_place(fault: dict) -> str:
     if fault["row"] is not None:
         text = f"PE ({fault['row']}, {fault['col']})"
         return text + (f", cycle {count(fault['cycle'])}" if fault["cycle"] is not None else "")
@@ -68,6 +73,8 @@ def _story(fault: dict, file: str) -> Html:
             f"{percent(widest['codes_changed'] / max(widest['codes'], 1))} of them in "
             f"{plain(widest['layer'], 60)}; {_answer(fault)}. "
         )
+    if fault["events"] > 1:  # fsim explain follows one of them alone
+        return join([text])
     command = f"fsim explain {shlex.quote(plain(file))} --trial {fault['trial']}"
     command += f" --event {fault['event']} --image {fault['image']}"
     return join([text, el("code", command)])

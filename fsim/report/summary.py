@@ -29,8 +29,10 @@ def headline(numbers: dict) -> Html:
         cards.append(("accuracy without faults", percent(accuracy["clean"], 4),
                       "with faults it depends on the rate", "accuracy"))  # fmt: skip
     else:
-        cards.append(("accuracy with faults", percent(accuracy["faulty"], 4),
-                      f"{percent(accuracy['clean'], 4)} without{_drop(accuracy)}",
+        told_of = numbers["accuracy"]
+        cards.append(("accuracy with faults", "unknown" if told_of is None else estimate(told_of),
+                      ("" if told_of is None else f"{bounds(told_of)}; ")
+                      + f"{percent(accuracy['clean'], 4)} without{_drop(accuracy)}",
                       "accuracy"))  # fmt: skip
     what = {"chips": "chips", "flips": "inferences", "list": "faults"}.get(
         numbers["kind"], "faults"
@@ -64,7 +66,12 @@ def cautions(numbers: dict) -> Html | None:
         notes.append("This campaign has no trials: nothing was observed.")
     if numbers["outcomes"]:
         (critical,) = (r for r in numbers["outcomes"] if r["outcome"] == "sdc_critical")
-        if told["trials"] and critical["count"] < 30:
+        if told["trials"] and not critical["count"]:
+            notes.append(
+                "No critical outcome was seen. That is no share of zero: the interval says how "
+                "large it may be."
+            )
+        elif told["trials"] and critical["count"] < 30:
             notes.append(
                 f"Only {plural(critical['count'], 'critical outcome')}: what is said about where "
                 "critical faults strike rests on few events. Intervals say how few."
@@ -114,12 +121,20 @@ def _restricted(select: dict) -> str | None:
     return "; ".join(given) or None
 
 
+def parts(rows: list[dict]) -> list[dict]:
+    """The outcomes that add up to all."""
+    return [row for row in rows if row["outcome"] != "sdc"]
+
+
 def outcomes(s: Section) -> Html | None:
     rows = s.numbers["outcomes"]
     if rows is None:
         return None
     drawn = charts.outcome_bars(
-        s.named("outcomes"), "Outcomes of all inferences", [(s.numbers["name"], rows)], s.files
+        s.named("outcomes"),
+        "Outcomes of all inferences",
+        [(s.numbers["name"], parts(rows))],
+        s.files,
     )
     confidence = f"{100 * s.numbers['summary']['rule']['confidence']:g} % interval"
     behind = table(

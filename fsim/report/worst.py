@@ -14,12 +14,15 @@ LISTED, FOLLOWED = 20, 5
 that changed no answer are listed only to make up FOLLOWED."""
 
 
-def worst_faults(results: Results, follow: bool = True, listed: int = LISTED) -> dict | None:
+def worst_faults(
+    results: Results, follow: bool = True, model: str | None = None, listed: int = LISTED
+) -> dict | None:
     """Faults by what they did: answers changed, then outputs changed; None without faults.
 
     Of equally bad ones those of a (layer, component) that is not listed yet come first, then
     the lower trial number.
     follow  open the network and run the worst FOLLOWED of them alone
+    model   as `fsim.session.from_task` takes it
     Returns {"faults": [...], "of": trials that changed any output, "alike": how many are as
     bad as the worst one, "followed": number, "why_not": None or why none was followed}.
     """
@@ -38,7 +41,7 @@ def worst_faults(results: Results, follow: bool = True, listed: int = LISTED) ->
         best = int(order[0])
         found["alike"] = int(((critical == critical[best]) & (changed == changed[best])).sum())
     if follow and len(order):
-        found["why_not"] = _follow(results, found["faults"][:FOLLOWED])
+        found["why_not"] = _follow(results, found["faults"][:FOLLOWED], model)
         found["followed"] = sum(fault["spread"] is not None for fault in found["faults"])
     elif len(order):
         found["why_not"] = "it was not asked for (--no-explain)"
@@ -62,7 +65,8 @@ def _fault(results: Results, at: int) -> dict:
     table = results.trace.outcomes.reshape(-1, results.images)[at]
     image = int(np.argmax(_severity(outcome)))
     worst = table[image]
-    row = results.trace.faults_of(int(site["trial"]))[0]
+    rows = results.trace.faults_of(int(site["trial"]))
+    row = rows[0]
     lasting = int(row["last"]) == np.iinfo(np.int64).max
     return {
         "trial": int(site["trial"]),
@@ -74,6 +78,7 @@ def _fault(results: Results, at: int) -> dict:
         "col": _or_none(site["col"]),
         "word": _or_none(site["word"]),
         "cycle": None if lasting or int(site["word"]) >= 0 else _or_none(site["first"]),
+        "events": int(len(np.unique(rows["event"]))),
         "images": int(len(outcome)),
         "critical": int(events(outcome, "sdc_critical").sum()),
         "changed": int(events(outcome, "sdc").sum()),
@@ -96,14 +101,14 @@ def _or_none(value) -> int | None:
     return int(value) if int(value) >= 0 else None
 
 
-def _follow(results: Results, faults: list[dict]) -> str | None:
+def _follow(results: Results, faults: list[dict], model: str | None) -> str | None:
     """Run faults alone, each on its worst image, and note what differs; why it cannot be done."""
     from fsim.session import from_task
     from fsim.simulator.explain import explain_rows
     from fsim.simulator.sites import check_rows
 
     try:
-        session = from_task(results.task)
+        session = from_task(results.task, model)
         for fault in faults:
             rows = results.trace.faults_of(fault["trial"])
             check_rows(session.placement, rows, len(session.images))
@@ -116,14 +121,17 @@ def _follow(results: Results, faults: list[dict]) -> str | None:
                     f"{fault['image']} as in the file, got {told['outcome']}"
                 )
             fault["spread"] = told["layers"]
-            fault["struck"] = "; ".join(
-                f"{part['what']}"
-                + (f" ({part['place']})" if "place" in part else "")
-                + f", {part['struck']}"
-                for part in told["faults"]
-            )
+            fault["struck"] = _struck(told["faults"])
     except FsimError as error:
         for fault in faults:
             fault["spread"] = None
         return str(error)
     return None
+
+
+def _struck(parts: list[dict]) -> str:
+    """What was hit, and which bits; of several faults the first and how many more there are."""
+    first = parts[0]
+    place = f" ({first['place']})" if "place" in first else ""
+    more = f", and {len(parts) - 1} more" if len(parts) > 1 else ""
+    return f"{first['what']}{place}, {first['struck']}{more}"
