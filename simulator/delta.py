@@ -28,6 +28,9 @@ PART = 64
 """Fewer faults are not worth a part of their own."""
 
 
+_PIECE = 32  # images whose codes and sums are taken over together
+
+
 @dataclass(frozen=True, eq=False)
 class Changes:
     """Codes that faults change, one operation of one image a fault.
@@ -79,21 +82,25 @@ class Delta:
         # Codes of the last operation are its sums.
         wanted = [op.index for op in program.ops[:-1] if tables.root[op.index] == op.index]
         products = [op.index for op in program.array_ops[:-1]]
-        result = P.run(program, images, keep=wanted, keep_acc=products)
-        self.acc, self.logits = result.acc, result.logits
         self.frames = np.zeros((len(images), tables.bytes), np.uint8)
         for begin, end, zero in tables.regions:
             self.frames[:, begin:end] = zero
-        for index in wanted:
-            codes = result.kept[index].reshape(len(images), *tables.size(index))
-            np.bitwise_xor(
-                codes.view(np.uint8), np.uint8(tables.ops[index, K.ZERO]), out=self._frame(index)
-            )
         self.known = np.empty((len(images), tables.sums), np.int32)
-        for index in products:
-            acc = result.kept_acc[index].reshape(len(images), -1)
-            begin = int(tables.ops[index, K.SUMS])
-            self.known[:, begin : begin + acc.shape[1]] = acc
+        answers = []
+        # Sums come as int64: of all images at once they would take twice what is kept.
+        for first in range(0, max(len(images), 1), _PIECE):
+            piece = slice(first, first + _PIECE)
+            result = P.run(program, images[piece], keep=wanted, keep_acc=products)
+            answers.append((result.acc, result.logits))
+            for index in wanted:
+                codes = result.kept[index].reshape(-1, *tables.size(index))
+                zero = np.uint8(tables.ops[index, K.ZERO])
+                np.bitwise_xor(codes.view(np.uint8), zero, out=self._frame(index)[piece])
+            for index in products:
+                acc = result.kept_acc[index].reshape(len(result.acc), -1)
+                begin = int(tables.ops[index, K.SUMS])
+                self.known[piece, begin : begin + acc.shape[1]] = acc
+        self.acc, self.logits = (np.concatenate(parts) for parts in zip(*answers))
         folds = [
             placement.accel.rows if placement.accel.dataflow != "os" else 1 << 40
             for _ in program.ops
