@@ -30,14 +30,19 @@ _PUBLIC = {
     "gemm": "fsim.simulator.gemm",
     "GemmResult": "fsim.simulator.gemm",
     "attach": "fsim.simulator.attach",
+    "run_campaign": "fsim.campaign.api",
+    "read_campaign": "fsim.campaign.results",
 }
+
+_OTHER_NAMES = {"read_campaign": "read_results"}
+"""Public names that a module calls otherwise."""
 
 __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str):
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        return getattr(importlib.import_module(_PUBLIC[name]), _OTHER_NAMES.get(name, name))
     raise AttributeError(f"module 'fsim' has no attribute {name!r}")
 
 

@@ -1,0 +1,132 @@
+"""Campaigns from Python: a network in memory, one call, results to ask."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from fsim.accel_models.accel import Accel
+from fsim.accel_models.load import load_accel
+from fsim.errors import ConfigError
+from fsim.fault_models.upsets import KINDS
+from fsim.session import Session, codes_sha256
+from fsim.simulator.campaign.rules import Rule
+from fsim.simulator.capture import capture
+from fsim.simulator.quantise import quantise
+from fsim.simulator.sites import Placement
+from fsim.simulator.statistics import sample_size
+
+from .campaign import MEMORIES, Campaign, Options, make_task
+from .execute import execute
+from .results import Results, read_results
+
+IN_MEMORY = "(in memory)"
+"""Model and data of a campaign that was given objects instead of names."""
+
+
+def session_of(module, images, labels, accel: Accel, *, calibration=None) -> Session:
+    """A session of a network in memory: captured, quantised and placed.
+
+    module       torch.nn.Module in evaluation mode, float; it is not changed
+    images       (n, ...) float32, as the network takes them; labels (n,) integers
+    calibration  (c, ...) float32 images that scales are calibrated on; default: `images`
+    """
+    images = np.ascontiguousarray(images, np.float32)
+    labels = np.asarray(labels)
+    seen = images if calibration is None else np.ascontiguousarray(calibration, np.float32)
+    if images.ndim < 2 or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise ConfigError(
+            f"images must be (n, ...) with n whole labels, got {images.shape} and {labels.shape}"
+        )
+    if not len(images) or not len(seen):
+        raise ConfigError("a campaign needs at least one image")
+    program = quantise(
+        capture(module, seen[:1]), seen, accel_bits=accel.operand_bits, acc_bits=accel.acc_bits,
+        unsigned=accel.unsigned_acts,
+    )  # fmt: skip
+    digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+    identity = {
+        "model": IN_MEMORY, "weights": None, "weights_sha256": None, "data": IN_MEMORY,
+        "data_dir": None, "data_sha256": digest, "images": len(images), "calibration": len(seen),
+        "quant_params": None, "codes_sha256": codes_sha256(program), "accel": asdict(accel),
+        "components": [component.name for component in accel.components],
+        "layers": [op.name for op in program.ops],
+    }  # fmt: skip
+    notes = tuple(f"not on the array: {op.name} ({op.what})" for op in program.host_ops)
+    return Session(Placement(program, accel), images, labels, identity, notes)
+
+
+def run_campaign(
+    module,
+    images,
+    labels,
+    out,
+    *,
+    accel: Accel | str = "systolic",
+    fault: str = "seu",
+    trials: int | None = None,
+    halfwidth: float | None = None,
+    metric: str = "sdc_critical",
+    confidence: float = 0.95,
+    layers=None,
+    sites=None,
+    stratify=(),
+    images_per_fault: int | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    calibration=None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Results:
+    """Inject single faults into a network in memory, write their file, and read it back.
+
+    module, images, labels, calibration  as in `session_of`
+    out        file of the trace; accel: a preset's name or an Accel
+    fault      "flip" (a bit of a stored word) or a kind of fault_models.upsets.KINDS
+    trials     so many faults; halfwidth: until half the interval of `metric` is no wider;
+               neither: the sample size of DATE 2009 for a margin of 0.01
+    layers, sites, stratify  names, as the options of `fsim campaign`
+    images_per_fault  None: each fault meets one image, but a stuck-at fault all of them
+    resume, overwrite  what to do with an `out` that exists
+
+    Raises FsimError for what is not valid. `fsim replay` and engines of other processes need
+    a network that has a name: use the command line for them.
+    """
+    if fault not in (*KINDS, "flip"):
+        raise ConfigError(f"fault must be flip or one of {', '.join(KINDS)}, got {fault!r}")
+    if trials is not None and halfwidth is not None:
+        raise ConfigError("one rule must stop a campaign, got trials and halfwidth")
+    machine = load_accel(accel) if isinstance(accel, str) else accel
+    session = session_of(module, images, labels, machine, calibration=calibration)
+    count = len(session.images)
+    faults = {"kind": fault}
+    if fault == "flip":
+        faults["memories"] = [m for m in (sites or MEMORIES) if m in MEMORIES]
+    each = images_per_fault
+    if each is None and fault in ("stuck0", "stuck1"):
+        each = count
+    stratify = tuple(stratify)
+    name = "fixed" if halfwidth is None else "width"
+    most = trials if trials is not None else 10_000_000
+    rule = Rule(name, metric, 0 if halfwidth is None else float(halfwidth), confidence, most)
+
+    def allocation(sizes):
+        if trials is None:
+            return [sample_size(size, 0.01, confidence=confidence) for size in sizes]
+        return [min(trials, sizes[0])]
+
+    fixed = name == "fixed" and not (stratify and trials is not None)
+    task = make_task(
+        session, faults, {"layers": _list(layers), "sites": _list(sites)}, seed, design="single",
+        rule=rule.to_json(), each=each, stratify=stratify, allocation=allocation if fixed else None,
+    )  # fmt: skip
+    campaign = Campaign(task, Options(threads=threads), session)
+    execute(campaign, Path(out), resume=resume, overwrite=overwrite)
+    return read_results(out)
+
+
+def _list(names) -> list[str] | None:
+    return None if names is None else [str(name) for name in names]
