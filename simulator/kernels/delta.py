@@ -6,7 +6,8 @@ again, all its channels, in place. Pixels that are equal to the golden ones go n
 In the end those that changed are put back, and the next fault finds the golden image.
 
 Whole pixels need many more products than the differences of single codes would. But those
-differences have to be found, listed and matched with weights one by one, which takes longer.
+differences have to be found, listed and matched with weights one by one. Done with VPDPBUSD
+where few words of a window changed, that took 8 % longer on ResNet-20 and 28 % on MobileNet-V2.
 """
 
 from __future__ import annotations
