@@ -6,6 +6,8 @@ import functools
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from fsim.accel_models.load import load_accel
 from fsim.errors import ConfigError, MappingError
@@ -13,10 +15,12 @@ from fsim.fault_models.bit_errors import OneFlip
 from fsim.fault_models.upsets import SingleFault
 from fsim.simulator import program as P
 from fsim.simulator.batch import Batch
-from fsim.simulator.campaign.evaluate import Evaluator
+from fsim.simulator.campaign.evaluate import Evaluator, way_of
 from fsim.simulator.campaign.frame import Frame
 from fsim.simulator.campaign.population import Chips, FaultList, Flips, SingleFaults
+from fsim.simulator.capture import capture
 from fsim.simulator.engine import FaultHooks
+from fsim.simulator.quantise import quantise
 from fsim.simulator.sampling import entries_of_order
 from fsim.simulator.sites import Placement, select
 from fsim.simulator.statistics import Outcome
@@ -286,14 +290,72 @@ def test_a_frame_is_made_again_from_its_json():
             Frame.from_json(bad)
 
 
-def test_networks_beyond_differences_say_why():
-    placement, images = made("residual")
-    saturating = Placement(
-        placement.program, load_accel("systolic", "os", {"overflow": "saturate", "acc_bits": 16})
+class Attention(nn.Module):
+    """Products of two activations, a softmax in float, and a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 2, 1)
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        scores = torch.matmul(self.q(x), self.k(x).transpose(1, 2))
+        x = x + torch.matmul(torch.softmax(scores, -1), self.v(x))
+        return self.fc(x.mean(1))
+
+
+@functools.cache
+def attention():
+    torch.manual_seed(5)
+    images = torch.randn(24, 3, 8, 8).numpy()
+    return quantise(capture(Attention().eval(), images), images), images[:IMAGES]
+
+
+@pytest.mark.parametrize("kind", [FLIP, "seu", "intermittent"])
+@pytest.mark.parametrize("flow", ["ws", "os"])
+@pytest.mark.parametrize("name", ["attention", "saturating"])
+def test_networks_beyond_differences_start_at_the_struck_layer(name, flow, kind, monkeypatch):
+    if name == "attention":
+        program, images = attention()
+        settings = {"rows": 8, "cols": 8}
+    else:
+        program, images = network("residual", True)
+        settings = {"rows": 8, "cols": 8, "overflow": "saturate", "acc_bits": 16}
+    placement = Placement(program, load_accel("systolic", flow, settings))
+    with pytest.raises(MappingError):
+        Evaluator(placement, images, LABELS, way="differences")
+    faults = SingleFaults(
+        select(placement), model_of(kind), IMAGES, stratify=("layer", "component")
     )
-    with pytest.raises(MappingError, match="saturate"):
-        Evaluator(saturating, images, LABELS, way="differences")
-    found = Evaluator(saturating, images, LABELS)
-    assert found.whole and "saturate" in found.golden.refusal
+    drawn = faults.draw(np.arange(len(faults.frame.strata) * 6))
+    fast, slow = Evaluator(placement, images, LABELS), Evaluator(placement, images, LABELS,
+                                                                 way="whole")  # fmt: skip
+    way, reason = way_of(fast)
+    assert way.startswith("whole maps") and reason
+    wanted, begun = slow.outcomes(drawn), []
+    real = P.run
+
+    def watched(*arguments, start=None, **options):
+        begun.append(start[0] if start else 0)
+        return real(*arguments, start=start, **options)
+
+    fast.golden.chunk(0)
+    monkeypatch.setattr(P, "run", watched)
+    got = fast.outcomes(drawn)
+    for column in wanted.dtype.names:
+        np.testing.assert_array_equal(got[column], wanted[column], column)
+    assert begun and min(begun) > 0  # nothing began at the images
+    codes = set(wanted["outcome"].tolist())
+    assert Outcome.MASKED in codes and len(codes) > 1
+
+
+def test_ways_are_told_apart():
+    placement, images = made("residual")
+    assert way_of(Evaluator(placement, images, LABELS)) == (
+        "differences from the struck layer on", None,
+    )  # fmt: skip
+    assert way_of(Evaluator(placement, images, LABELS, way="whole")) == ("whole inferences", None)
     with pytest.raises(ConfigError, match="way must be one of"):
         Evaluator(placement, images, LABELS, way="quick")

@@ -69,8 +69,6 @@ class Condition:
 
 def _value(results: Results, metric: str, end: str | None) -> float:
     if metric == "accuracy":
-        if end is not None:
-            raise ConfigError("accuracy has no .low or .high in --fail-if, use sdc_critical")
         return results.accuracy
     found = results.share(metric)
     return float(getattr(found, end or "estimate"))
@@ -87,8 +85,12 @@ def parse_condition(text: str) -> Condition:
     try:
         number = None if match["number"] is None else float(match["number"])
         by = None if match["by"] is None else float(match["by"])
+        if not all(math.isfinite(x) for x in (number, by) if x is not None):
+            raise ValueError("beyond all floats")
     except ValueError:
         raise ConfigError(f"--fail-if must compare with a number, got {text[:80]!r}") from None
+    if match["metric"] == "accuracy" and (match["end"] or match["base_end"]):
+        raise ConfigError("accuracy has no .low or .high in --fail-if, use sdc_critical")
     return Condition(
         text.strip(), match["metric"], match["end"], match["compare"], number, match["base_end"],
         match["change"], by,

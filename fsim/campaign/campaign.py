@@ -18,7 +18,7 @@ from fsim.fault_models.stuck_cells import StuckCells
 from fsim.fault_models.upsets import KINDS, SingleFault
 from fsim.session import Session, from_task
 from fsim.simulator.campaign.design import PILOT, Allocation, Design
-from fsim.simulator.campaign.evaluate import Evaluator, whole_reason
+from fsim.simulator.campaign.evaluate import Evaluator, way_of
 from fsim.simulator.campaign.frame import Frame
 from fsim.simulator.campaign.golden import MEMORY
 from fsim.simulator.campaign.population import Chips, FaultList, Flips, SingleFaults
@@ -184,9 +184,11 @@ class Campaign:
         return self._evaluator
 
     @property
-    def whole_because(self) -> str | None:
-        """Why whole inferences are run; None where differences are carried."""
-        return whole_reason(self.evaluator)
+    def way(self) -> tuple[str, str | None]:
+        """How faults are evaluated, and why not as differences (None if they are)."""
+        if self.task["campaign"]["design"] in ("flips", "chips"):
+            return "whole inferences", None
+        return way_of(self.evaluator)
 
     def shard(self, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(FAULT rows, OUTCOME rows) of some trials, a function of task and trials alone."""

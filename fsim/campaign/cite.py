@@ -6,7 +6,9 @@ import shlex
 
 from fsim._version import __version__
 from fsim.fault_models.stuck_cells import SA1_SHARE
+from fsim.simulator.campaign.design import PILOT
 
+from .campaign import SHARD
 from .results import Results
 
 _STOP = {"failures": "--failures", "width": "--target-halfwidth", "threshold": "--threshold"}
@@ -19,7 +21,7 @@ def command_of(task: dict) -> str:
 
     def add(option: str, value, default=None) -> None:
         if value is not None and value != default:
-            words.extend([option, f"{value:g}" if isinstance(value, float) else str(value)])
+            words.extend([option, str(value)])  # of a float all digits
 
     add("--weights", task["weights"])
     add("--data", task["data"])
@@ -51,7 +53,6 @@ def command_of(task: dict) -> str:
         add(option, ",".join(task["select"][name]) if task["select"][name] else None)
     if rule["name"] != "fixed":
         add(_STOP[rule["name"]], rule["value"])
-        add("--max-trials", rule["most"], 10_000_000)
     elif kind in ("single", "flips"):
         if given.get("exhaustive"):
             words.append("--exhaustive")
@@ -60,6 +61,10 @@ def command_of(task: dict) -> str:
                 add(f"--{name}", given.get(name), "ceil")
         else:
             add("--trials", task["trials"] or rule["most"])
+    if "--trials" not in words:
+        add("--max-trials", rule["most"], 10_000_000)
+    add("--pilot", stated["pilot"], PILOT)
+    add("--shard-size", stated["shard"], max(1, SHARD // stated["unit_images"]))
     add("--metric", rule["metric"], "sdc_critical")
     add("--confidence", rule["confidence"], 0.95)
     add("--seed", task["seed"], 0)

@@ -28,18 +28,20 @@ def read_fault_list(path: Path, placement: Placement, images: int) -> np.ndarray
         trace = read_trace(path)
         table = faults_table(trace.faults, names_of(trace))
         columns = {name: [str(v) for v in values.tolist()] for name, values in table.items()}
+        lines = None
     elif path.suffix == ".csv":
-        columns = _read_csv(path)
+        columns, lines = _read_csv(path)
     else:
         raise ConfigError(f"a fault list must be a .csv or .h5 file, got {path}")
-    rows = rows_of(columns, layers, components, str(path))
+    rows = rows_of(columns, layers, components, str(path), lines)
     if not len(rows):
         raise ConfigError(f"a fault list must have at least one fault ({path})")
     check_rows(placement, rows, images)
     return rows
 
 
-def _read_csv(path: Path) -> dict[str, list[str]]:
+def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:
+    """Columns by name, and the line of the file that each of their values is in."""
     if not path.is_file():
         raise ConfigError(f"a fault list must be a file that exists, got {path}")
     if path.stat().st_size > MAX_BYTES:
@@ -47,20 +49,22 @@ def _read_csv(path: Path) -> dict[str, list[str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
-            head = next(reader, [])
+            head = [name.strip() for name in next(reader, [])]
             if len(set(head)) < len(head):
                 raise ConfigError(f"columns of a fault list must differ ({path})")
-            columns: dict[str, list[str]] = {name.strip(): [] for name in head}
-            lists = list(columns.values())
-            for number, line in enumerate(reader, 2):
+            columns: dict[str, list[str]] = {name: [] for name in head}
+            lists, lines = list(columns.values()), []
+            for line in reader:
                 if not line:
                     continue
                 if len(line) != len(head):
                     raise ConfigError(
-                        f"{path}, line {number}: {len(head)} values are needed, got {len(line)}"
+                        f"{path}, line {reader.line_num}: {len(head)} values are needed, "
+                        f"got {len(line)}"
                     )
+                lines.append(reader.line_num)
                 for column, text in zip(lists, line):
                     column.append(text.strip())
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"a fault list must be CSV in UTF-8, got {error} ({path})") from None
-    return columns
+    return columns, lines

@@ -69,6 +69,7 @@ def protect(
     judge = ~first
     steps, protected, done = [], np.zeros(len(keys), bool), 0
     cumulative = np.cumsum(members[order]) / total
+    cumulative[-1] = 1.0  # sums beyond 2**53 are rounded
     for share in shares:
         upto = int(np.searchsorted(cumulative, share, "right"))
         if upto <= done:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fsim.errors import ConfigError, TraceError
+from fsim.errors import ConfigError, FsimError, TraceError
 from fsim.simulator.campaign.frame import AXES, Frame
 from fsim.simulator.campaign.rules import Rule, interval
 from fsim.simulator.campaign.tally import METRICS, Tally, events
@@ -19,15 +19,8 @@ from fsim.simulator.stratified import stratified_interval
 from fsim.simulator.trace import Trace, read_trace
 
 from .campaign import sizes_of, split_of, tally_of
-
-
-def lowest_bit(rows: np.ndarray) -> np.ndarray:
-    """(f,) int64 lowest bit that each FAULT row changes; -1 if it changes none."""
-    mask = rows["xor_mask"] | rows["or_mask"] | ~rows["and_mask"]
-    low = (mask & -mask).astype(np.uint64)
-    bit = np.full(len(rows), -1, np.int64)
-    bit[low > 0] = np.round(np.log2(low[low > 0].astype(np.float64))).astype(np.int64)
-    return bit
+from .checks import check_frame, check_frame_size, check_sites, check_task
+from .tables import lowest_bit, names_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,26 +259,21 @@ def read_results(path) -> Results:
 
 def check_results(found: Results) -> None:
     """The task and the tables of a campaign must agree; TraceError otherwise."""
-    stated, task = found.stated, found.task
-    if stated["design"] not in ("single", "flips", "chips", "list"):
-        raise TraceError(f"{found.path}: design must be one that fsim knows")
-    for name in ("layers", "components"):
-        if not isinstance(task[name], list) or not all(isinstance(x, str) for x in task[name]):
-            raise TraceError(f"{found.path}: {name} must be a list of names")
-    images = stated["unit_images"]
-    if type(images) is not int or images < 1:
-        raise TraceError(f"{found.path}: a trial must have one image or more, got {images!r}")
-    numbers, counts = np.unique(found.trace.outcomes["trial"], return_counts=True)
-    if len(numbers) and (counts != images).any():
-        raise TraceError(f"{found.path}: every trial must have {images} outcomes")
-    rows = found.trace.faults
-    if len(rows) and (
-        rows["layer"].max() >= len(task["layers"])
-        or rows["layer"].min() < -1
-        or rows["component"].max() >= len(task["components"])
-        or rows["component"].min() < 0
-    ):
-        raise TraceError(f"{found.path}: layers and components of faults must be named")
-    if found.kind == "single" and (found.trace.trials["n_faults"] != 1).any():
-        raise TraceError(f"{found.path}: every trial must have one fault")
-    _ = found.rule, found.tally, found.sizes
+    task = found.task
+    try:
+        check_task(task)
+        if found.stated["frame"] is not None:
+            check_frame_size(found.stated["frame"])
+            check_frame(found.frame, task)
+        images = found.images
+        numbers, counts = np.unique(found.trace.outcomes["trial"], return_counts=True)
+        if len(numbers) and (counts != images).any():
+            raise TraceError(f"every trial must have {images} outcomes")
+        names_of(found.trace)
+        if found.kind == "single":
+            if (found.trace.trials["n_faults"] != 1).any():
+                raise TraceError("every trial must have one fault")
+            check_sites(found.frame, split_of(task, found.trials)[0], found.sites)
+        _ = found.rule, found.tally, found.sizes
+    except FsimError as error:
+        raise TraceError(f"{found.path}: {error}") from None

@@ -12,11 +12,15 @@ SHOWN = ("masked", "sdc_benign", "sdc_critical", "sdc")
 """Metrics that every campaign has."""
 
 
+def _known(value: float) -> float | None:
+    """JSON has no NaN: what no trial told is None."""
+    return None if math.isnan(value) else value
+
+
 def interval_json(found: Interval) -> dict:
     """An interval as JSON values; NaN as None."""
-    estimate = found.estimate
     return {
-        "estimate": None if math.isnan(estimate) else float(estimate),
+        "estimate": _known(float(found.estimate)),
         "low": float(found.low), "high": float(found.high), "method": found.method,
         "confidence": found.confidence,
     }  # fmt: skip
@@ -46,7 +50,7 @@ def summary(results: Results) -> dict:
         "images_per_trial": results.images,
         "trials": len(results.trials),
         "population": None,
-        "accuracy": {"clean": results.clean_accuracy, "faulty": results.accuracy},
+        "accuracy": {"clean": _known(results.clean_accuracy), "faulty": _known(results.accuracy)},
     }
     if results.frame is not None:
         found["population"] = {

@@ -9,14 +9,21 @@ from fsim.simulator.statistics import OUTCOME_NAMES
 from fsim.simulator.trace import Trace
 from fsim.types import EFFECTS, FAULT
 
-from .results import lowest_bit
-
 TABLES = ("inferences", "faults", "outcomes", "trials")
 EVERY = "(all)"
 """Name of layer -1: damage in all of them."""
 
 FAULT_COLUMNS = ("trial", "event", "image", "layer", "component", "row", "col", "word", "effect",
                  "first", "last", "and_mask", "or_mask", "xor_mask")  # fmt: skip
+
+
+def lowest_bit(rows: np.ndarray) -> np.ndarray:
+    """(f,) int64 lowest bit that each FAULT row changes; -1 if it changes none."""
+    mask = rows["xor_mask"] | rows["or_mask"] | ~rows["and_mask"]
+    low = (mask & -mask).astype(np.uint64)
+    bit = np.full(len(rows), -1, np.int64)
+    bit[low > 0] = np.round(np.log2(low[low > 0].astype(np.float64))).astype(np.int64)
+    return bit
 
 
 def table_of(trace: Trace, name: str) -> dict[str, np.ndarray]:
@@ -67,6 +74,8 @@ def names_of(trace: Trace) -> tuple[list[str], list[str]]:
         or rows["component"].max() >= len(components) or rows["component"].min() < 0
     ):  # fmt: skip
         raise TraceError("layers and components of faults must be among those the task names")
+    if len(rows) and not 0 <= rows["effect"].min() <= rows["effect"].max() < len(EFFECTS):
+        raise TraceError(f"effects of faults must be one of {', '.join(EFFECTS)}")
     return layers, components
 
 
@@ -89,8 +98,10 @@ def faults_table(rows: np.ndarray, names: tuple[list[str], list[str]]) -> dict[s
 
 
 def rows_of(columns: dict[str, list[str]], layers: list[str], components: list[str],
-            where: str) -> np.ndarray:  # fmt: skip
+            where: str, lines: list[int] | None = None) -> np.ndarray:  # fmt: skip
     """FAULT rows from columns of text as `faults_table` has them, sorted by trial.
+
+    lines  of the file, where each row is; None: rows are numbered from 0
 
     ConfigError names the line of what is not valid. `event` may be missing: rows of a trial
     are then numbered.
@@ -107,6 +118,10 @@ def rows_of(columns: dict[str, list[str]], layers: list[str], components: list[s
         "component": {name: i for i, name in enumerate(components)},
         "effect": {name: i for i, name in enumerate(EFFECTS)},
     }
+
+    def at(i: int) -> str:
+        return f"{where}, row {i}" if lines is None else f"{where}, line {lines[i]}"
+
     for name in FAULT_COLUMNS:
         if name not in columns:
             continue
@@ -116,7 +131,7 @@ def rows_of(columns: dict[str, list[str]], layers: list[str], components: list[s
             if known is not None:
                 if text not in known:
                     raise ConfigError(
-                        f"{where}, line {i + 2}: {name} must be one of "
+                        f"{at(i)}: {name} must be one of "
                         f"{', '.join(list(known)[:20])}, got {text[:60]!r}"
                     )
                 rows[name][i] = known[text]
@@ -127,12 +142,12 @@ def rows_of(columns: dict[str, list[str]], layers: list[str], components: list[s
                 value = None
             if value is None or len(text) > 24 or not limits.min <= value <= limits.max:
                 raise ConfigError(
-                    f"{where}, line {i + 2}: {name} must be a whole number of {limits.bits} bits, "
+                    f"{at(i)}: {name} must be a whole number of {limits.bits} bits, "
                     f"got {text[:60]!r}"
                 )
             rows[name][i] = value
     if count and rows["trial"].min() < 0:
-        raise ConfigError(f"{where}: trials must not be negative")
+        raise ConfigError(f"{at(int(rows['trial'].argmin()))}: trials must not be negative")
     rows = rows[np.argsort(rows["trial"], kind="stable")]
     if "event" not in columns:
         _, first, sizes = np.unique(rows["trial"], return_index=True, return_counts=True)

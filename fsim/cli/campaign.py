@@ -142,12 +142,22 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
             raise ConfigError(
                 f"--{design} needs a number of trials known before, got --{rule['name']}"
             )
+    if part is not None and (conditions or baseline is not None):
+        raise ConfigError("--fail-if and --baseline judge a whole campaign, got --shard")
+    if design == "flips" and (baseline is not None or any(c.metric != "accuracy"
+                                                          for c in conditions)):  # fmt: skip
+        raise ConfigError(
+            "shares of --flips depend on a rate (fsim curve): --fail-if may speak of accuracy "
+            "alone, and --baseline cannot be compared"
+        )
     machine = load_accel_option(accel, settings, dataflow)
     old = None
     if baseline is not None:
         from fsim.campaign.results import read_results
 
         old = read_results(baseline)
+        if old.kind == "flips":
+            raise ConfigError(f"--baseline must not be a campaign of --flips, got {baseline}")
     threads = use_threads(threads)
 
     from fsim.campaign.campaign import Campaign, Options, make_task
@@ -214,7 +224,7 @@ def _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, site
     given = [name for name, value in (("--faults", fault_list), ("--flips", numbers or None),
                                       ("--chips", chips)) if value is not None]  # fmt: skip
     context = click.get_current_context()
-    if context.get_parameter_source("fault").name == "COMMANDLINE":
+    if context.get_parameter_source("fault").name != "DEFAULT":
         given.append("--fault")
     if len(given) > 1:
         raise ConfigError(f"a campaign must have one kind of faults, got {' and '.join(given)}")
@@ -337,7 +347,8 @@ def _run(ready, out, engine, workers, scheduler, resume, overwrite, part, quiet,
     results = read_results(out)
     found = summary(results)
     found["seconds"] = seconds
-    found["whole_inferences_because"] = ready.whole_because if engine == "serial" else None
+    if engine == "serial":
+        found["way"], found["way_because"] = ready.way
     found["notes"] = list(ready.session.notes)
     checks = [condition.check(results, old) for condition in conditions]
     if old is not None:

@@ -17,6 +17,23 @@ KINDS = ("flip", "seu", "mbu", "transient", "intermittent", "stuck0", "stuck1")
 METRICS = ("masked", "sdc", "sdc_benign", "sdc_critical")
 
 
+def _loader():
+    """YAML's safe loader, for which two equal keys are an error: it would keep the last."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for i, key in enumerate(keys):
+                if key in keys[:i]:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key!r} twice", node.start_mark
+                    )
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
 def read_plan(ctx: click.Context, param, path: Path | None) -> Path | None:
     """Make the keys of a YAML file the defaults of the command's options."""
     if path is None:
@@ -28,9 +45,12 @@ def read_plan(ctx: click.Context, param, path: Path | None) -> Path | None:
     if path.stat().st_size > MAX_PLAN_BYTES:
         raise ConfigError(f"a campaign's file must be under 1 MiB ({path})")
     try:
-        value = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        value = yaml.load(path.read_text("utf-8"), _loader())
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
+        # ValueError and LookupError: YAML's own of dates and numbers that are none.
+        mark = getattr(error, "problem_mark", None)
+        said = getattr(error, "problem", None) or str(error) or type(error).__name__
+        said += f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"a campaign's file must be YAML, got {said} ({path})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"a campaign's file must hold option: value lines ({path})")
@@ -48,8 +68,10 @@ def read_plan(ctx: click.Context, param, path: Path | None) -> Path | None:
         option = known[key]
         if option.name in found:
             raise ConfigError(f"{path} must give each option once, got {key} twice")
-        if isinstance(given, (dict, type(None))):
-            raise ConfigError(f"{path}: {key} must have a value, got {given!r}")
+        nested = isinstance(given, list) and any(isinstance(x, (list, dict)) for x in given)
+        if nested or isinstance(given, (dict, type(None))):
+            kind = "nothing" if given is None else "a nested value"
+            raise ConfigError(f"{path}: {key} must have a value, got {kind}")
         found[option.name] = _value(option, given, key, path)
     ctx.default_map = found
     return path

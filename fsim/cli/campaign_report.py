@@ -27,8 +27,8 @@ def plan_json(ready) -> dict:
         "rule": stated["rule"],
         "trials": task["trials"],
         "shard": stated["shard"],
-        "way": "whole inferences" if evaluator.whole else "differences",
-        "whole_inferences_because": ready.whole_because,
+        "way": ready.way[0],
+        "way_because": ready.way[1],
         "images_held": evaluator.golden.held,
         "faults_a_second": _speed(ready),
     }
@@ -76,7 +76,7 @@ def plan_text(plan: dict, session) -> str:
 
 
 def _because(found: dict) -> str:
-    reason = found["whole_inferences_because"]
+    reason = found["way_because"]
     return f": {reason}" if reason else ""
 
 
@@ -131,9 +131,8 @@ def campaign_text(found: dict) -> str:
             lines += ["", _groups_table(found[name], name.removeprefix("by_"))]
     if found.get("baseline"):
         lines += ["", compare_text(found["baseline"])]
-    reason = found.get("whole_inferences_because")
-    if reason:
-        lines.append(f"note: whole inferences were run: {reason}")
+    if found.get("way_because"):
+        lines.append(f"note: {found['way']}: {found['way_because']}")
     lines += [f"note: {note}" for note in found.get("notes", ())]
     return "\n".join(lines)
 

@@ -192,7 +192,7 @@ def lines(name: str, title: str, x: Sequence[float], bands: Sequence[tuple[str, 
     _title(drawn, title)
     marks = [(LIGHT[colour], label, "-") for colour, label, _ in bands]
     if level is not None:
-        marks.append((LIGHT["soft"], f"{level[0]} {percent(level[1], 4)}", "--"))
+        marks.append((LIGHT["soft"], level[0], "--"))
     _legend(drawn, marks, below_title=True)
     ends = [(x[0], 0), (x[-1], -1)] if len(x) else []
     alt = "; ".join(

@@ -76,8 +76,9 @@ def heat_map(
     turned = any(len(x) * _LETTER > wide * _stride(cols, wide) + 2 for x in cols)
     left = 34 + max(len(x) for x in rows) * _LETTER
     below = 30 + (max(len(x) for x in cols) * _LETTER * 0.72 + 10 if turned else 16)
-    width = max(left + wide * len(cols) + 14, 330)
-    height = 32 + high * len(rows) + below + (74 if sampled else 50)
+    title = plain(title, 90)
+    width = max(left + wide * len(cols) + 14, 330, 28 + 7.6 * len(title))
+    height = 32 + high * len(rows) + below + (64 if sampled else 42)
     drawn = figure(width, height)
     ax = drawn.add_axes(
         (left / width, 1 - (32 + high * len(rows)) / height,
@@ -108,7 +109,7 @@ def heat_map(
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
-    drawn.text(12 / width, 1 - 18 / height, plain(title, 90), ha="left", va="center",
+    drawn.text(12 / width, 1 - 18 / height, title, ha="left", va="center",
                fontsize=12, fontweight="bold")  # fmt: skip
     ax.set_xlabel(col_name)
     ax.set_ylabel(row_name)

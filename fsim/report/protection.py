@@ -29,8 +29,8 @@ def protect(s: Section) -> Html | None:
             s.named("protect"), f"What is left of {metric} when bits are protected", x,
             [("critical", f"{metric} left", [step["residual"] for step in steps])],
             x_name="bits protected, % of all, the worst first", y_name=f"{metric}, all faults",
-            level=("nothing protected", found["unprotected"]["estimate"])
-            if found["unprotected"]["estimate"] is not None else None, files=s.files,
+            level=(f"nothing protected {estimate(found['unprotected'])}",
+                   found["unprotected"]["estimate"]), files=s.files,
         )  # fmt: skip
         made.append(s.show(
             drawn, _protect_text(found),

@@ -51,7 +51,7 @@ def rates(s: Section) -> Html | None:
     top = charts.lines(
         s.named("accuracy-ber"), "Accuracy against bit error rate", some["ber"],
         [("good", "accuracy", some["accuracy"])], x_name="bit error rate", y_name="accuracy",
-        log=True, level=None if clean is None else ("without faults", clean), faded=faded,
+        log=True, level=(f"without faults {percent(clean, 4)}", clean), faded=faded,
         from_zero=False, files=s.files,
     )  # fmt: skip
     low = charts.lines(

@@ -25,6 +25,8 @@ FAULTS = {
 }
 """Kinds of single faults in words."""
 
+_UNIT = "\u00a0%"  # a line does not end between a number and its unit
+
 
 def percent(value: float | None, digits: int = 2) -> str:
     """0.000314 -> "0.031 %": so many digits that count, and never more than are honest."""
@@ -32,10 +34,10 @@ def percent(value: float | None, digits: int = 2) -> str:
         return "unknown"
     value *= 100
     if value == 0:
-        return "0 %"
+        return f"0{_UNIT}"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value)) + 1e-9))
     places = min(places, 2) if abs(value) >= 1 else min(places, 9)
-    return f"{value:.{places}f} %"
+    return f"{value:.{places}f}{_UNIT}"
 
 
 def estimate(found: dict) -> str:
@@ -46,7 +48,7 @@ def estimate(found: dict) -> str:
 def bounds(found: dict) -> str:
     """The limits of an interval: "0.024 – 0.092 %"."""
     low, high = (_fixed(found[end], _places(found)) for end in ("low", "high"))
-    return f"{low.removesuffix(' %')} – {high}"
+    return f"{low.removesuffix(_UNIT)} – {high}"
 
 
 def share(found: dict) -> str:
@@ -65,7 +67,7 @@ def _places(found: dict) -> int:
 def _fixed(value: float | None, places: int) -> str:
     if value is None or math.isnan(value):
         return "unknown"
-    return "0 %" if value == 0 else f"{100 * value:.{places}f} %"
+    return f"0{_UNIT}" if value == 0 else f"{100 * value:.{places}f}{_UNIT}"
 
 
 def count(value: int) -> str:

@@ -1,7 +1,8 @@
 """What faults do to answers, by the cheapest way that is exact.
 
 * `differences`: one transient fault in one layer of one inference. What the layer makes
-  of it is computed on the golden codes of its image and carried on as differences.
+  of it is computed on the golden codes of its image and carried on as differences, or in
+  networks that these cannot express as whole maps (`suffix`).
 * `together`: any faults, one image a trial: whole inferences, many trials in one batch.
 * `machines`: faults that all images of a trial meet: one machine after another.
 
@@ -27,6 +28,7 @@ from fsim.simulator.walks import register_sums, walkable
 
 from .golden import MEMORY, GoldenCache
 from .population import Drawn
+from .suffix import Suffix
 
 WAYS = ("auto", "differences", "whole")
 _STRUCK = 64  # inferences whose struck layer is computed together
@@ -51,7 +53,7 @@ class Evaluator:
         self.golden = GoldenCache(placement, images, labels, memory=memory)
         if way == "differences" and self.golden.refusal:
             raise MappingError(self.golden.refusal)
-        self.whole = way == "whole" or self.golden.refusal is not None or backend != "auto"
+        self.whole = way == "whole" or backend != "auto"
         names = [component.name for component in placement.accel.components]
         self._acts, self._weights, self._psums = map(names.index, ("acts", "weights", "psums"))
 
@@ -136,7 +138,11 @@ class Evaluator:
         for number in np.unique(chunk).tolist():
             mine = np.flatnonzero(chunk == number)
             delta, first = self.golden.chunk(number)
-            acc[mine] = self._carried(delta, image[mine] - first, rows[which[mine]])
+            here, struck = image[mine] - first, rows[which[mine]]
+            if isinstance(delta, Suffix):
+                acc[mine] = delta.carried(here, struck, self.threads)
+            else:
+                acc[mine] = self._carried(delta, here, struck)
         return self._table(trial, image, acc, None)
 
     def _carried(self, delta: Delta, image: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -255,9 +261,13 @@ class Evaluator:
         return rows
 
 
-def whole_reason(evaluator: Evaluator) -> str | None:
-    """Why whole inferences are run instead of differences; None if they are not."""
-    return evaluator.golden.refusal if evaluator.whole else None
+def way_of(evaluator: Evaluator) -> tuple[str, str | None]:
+    """How single transient faults are evaluated, in words, and why not as differences."""
+    if evaluator.whole:
+        return "whole inferences", None
+    if evaluator.golden.refusal:
+        return "whole maps from the struck layer on", evaluator.golden.refusal
+    return "differences from the struck layer on", None
 
 
 def _changes(layer: int, image, out, golden) -> Changes:

@@ -20,6 +20,9 @@ from fsim.simulator.sites import Placement
 from fsim.simulator.statistics import top1
 from fsim.simulator.trace_format import tensor_digest
 
+from . import suffix
+from .suffix import Suffix
+
 MEMORY = 2 << 30
 """Bytes that golden codes may take, unless the caller says otherwise."""
 
@@ -32,19 +35,19 @@ class GoldenCache:
     memory     bytes that codes and sums may take; at least one image is held
 
     Attributes: answers (`inject.Golden`), digests (images,) uint64 of the last integer
-    tensors, refusal (why differences cannot be carried, or None).
+    tensors, refusal (why differences cannot be carried and `Suffix` is used, or None).
     """
 
     def __init__(self, placement: Placement, images, labels, *, memory: int = MEMORY):
         self.placement, self.memory = placement, memory
-        self._chunks: OrderedDict[int, Delta] = OrderedDict()
+        self._chunks: OrderedDict[int, Delta | Suffix] = OrderedDict()
         try:
             each = max(memory_of(placement, 1), 1)
             if clean_hooks(placement) is not None:
                 raise MappingError("adders that saturate are not carried as differences")
             self.refusal = None
         except MappingError as error:
-            each, self.refusal = 1, str(error)
+            each, self.refusal = max(suffix.memory_of(placement), 1), str(error)
         self.held = max(1, min(len(images), memory // each))
         self.size = -(-len(images) // -(-len(images) // self.held)) if self.held else 1
         # Half of what fits, so that the next chunk is made before the last one goes.
@@ -58,7 +61,7 @@ class GoldenCache:
         """Number of the chunk that holds each image."""
         return image // self.size
 
-    def chunk(self, number: int) -> tuple[Delta, int]:
+    def chunk(self, number: int) -> tuple[Delta | Suffix, int]:
         """(codes of a chunk's images, its first image)."""
         first = number * self.size
         if number in self._chunks:
@@ -67,5 +70,6 @@ class GoldenCache:
             while len(self._chunks) * self.size + self.size > self.held and self._chunks:
                 self._chunks.popitem(last=False)
             images = self.answers.images[first : first + self.size]
-            self._chunks[number] = Delta(self.placement, images)
+            make = Suffix if self.refusal else Delta
+            self._chunks[number] = make(self.placement, images)
         return self._chunks[number], first
