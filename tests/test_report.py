@@ -569,12 +569,16 @@ def test_no_trials_are_uncertain():
 
 def test_shares_are_written_as_finely_as_they_are_known():
     found = {"estimate": 0.89030, "low": 0.88589, "high": 0.89460}
-    assert share(found) == "89.03 % (88.59 – 89.46 %)"
+    assert share(found).replace("\u00a0", " ") == "89.03 % (88.59 – 89.46 %)"
     found = {"estimate": 0.0005, "low": 0.00024, "high": 0.00092}
-    assert share(found) == "0.050 % (0.024 – 0.092 %)"
+    assert share(found).replace("\u00a0", " ") == "0.050 % (0.024 – 0.092 %)"
     assert estimate({"estimate": None, "low": 0.0, "high": 1.0}) == "unknown"
-    assert bounds({"estimate": 0.9, "low": None, "high": 0.95}) == "unknown – 95.00 %"
-    assert (percent(0.0), percent(float("nan")), percent(0.5)) == ("0 %", "unknown", "50 %")
+    assert bounds({"estimate": 0.9, "low": None, "high": 0.95}) == "unknown – 95.00\u00a0%"
+    assert (percent(0.0), percent(float("nan")), percent(0.5)) == (
+        "0\u00a0%",
+        "unknown",
+        "50\u00a0%",
+    )
 
 
 def test_markup_escapes_all_but_markup():
