@@ -138,3 +138,28 @@ def test_the_product_of_the_readme_prints_what_it_says(fsim, tmp_path, monkeypat
     command, printed = re.search(r"    fsim (gemm .*?)\n\n```\n(.*?)```", text, re.S).groups()
     monkeypatch.chdir(tmp_path)
     assert fsim(*command.replace("\\\n", " ").split()).stdout == printed
+
+
+@pytest.mark.slow
+def test_the_campaign_of_the_readme_prints_what_it_says(fsim, tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text("utf-8")
+    section = text[text.index("## Campaigns\n") : text.index("## Your own network\n")]
+    command, printed = re.search(
+        r"    fsim (campaign .*?)\n\n```\n(.*?)\.\.\.\n```", section, re.S
+    ).groups()
+    monkeypatch.chdir(tmp_path)
+
+    def timeless(text):
+        return re.sub(r" in [0-9.]+ s", "", text)
+
+    result = fsim(*command.split(), "--quiet")
+    assert result.exit_code == 0 and timeless(result.stdout).startswith(timeless(printed))
+    (condition,) = re.findall(r'--fail-if "(.*?)"', section)
+    for command in re.findall(r"`fsim ((?:campaign|curve|chips|protect|report|cite|trace|replay)"
+                              r"\s[^`]*\.(?:h5|csv)[^`]*)`", section):  # fmt: skip
+        result = fsim(*command.split())
+        assert result.exit_code == 0, (command, result.output)
+    result = fsim("campaign", "--trials", 20, "--images", 5, "--out", "ci.h5",
+                  "--fail-if", condition)  # fmt: skip
+    assert result.exit_code == 4 and "FAILED: fails if" in result.stdout
+    assert fsim("compare", "strata.h5", "strata.h5").exit_code == 0
