@@ -1,11 +1,16 @@
-"""A shell of few words that runs the commands of pages: fsim in this process, to save its start.
+"""A shell of few words that runs the commands of pages.
 
 Known are here-documents (`pages.steps`), `fsim ...` with an optional `> FILE` at the end,
-`echo $?`, and any other command, which goes to sh.
+`python FILE`, both run in this process to save their start, `echo $?`, and any other command,
+which goes to sh.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -36,7 +41,13 @@ class Shell:
         words = shlex.split(step.command, comments=True)
         if words[0] == "fsim":
             return self._fsim(words[1:])
-        environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+        if words[0] == "python" and len(words) == 2:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                runpy.run_path(words[1], run_name="__main__")
+            self.status = 0
+            return printed.getvalue()
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path}
         done = subprocess.run(
             ["sh", "-c", step.command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, env=environment, timeout=120,
