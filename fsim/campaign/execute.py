@@ -12,7 +12,8 @@ from fsim._version import __version__
 from fsim.errors import ConfigError, TraceError
 from fsim.simulator.campaign.run import Interrupted, Stored, run
 from fsim.simulator.campaign.tally import Tally
-from fsim.simulator.trace import TraceWriter, read_trace
+from fsim.simulator.trace import MAX_BYTES, OUTCOME, TRIALS, TraceWriter, read_trace
+from fsim.types import FAULT
 
 from .campaign import Campaign
 from .engines import open_engine
@@ -45,6 +46,19 @@ def stored_of(files, images: int) -> Stored:
     return Stored(trial[order], outcome[order])
 
 
+def check_size(campaign: Campaign) -> None:
+    """ConfigError if the file of a campaign would be larger than readers take."""
+    unit = campaign.task["campaign"]["unit_images"]
+    each = FAULT.itemsize + unit * OUTCOME.itemsize + TRIALS.itemsize
+    trials = campaign.task["trials"]
+    most = MAX_BYTES // each
+    if trials is not None and trials > most:
+        raise ConfigError(
+            f"a campaign's file must hold at most {most:,} trials of {unit} images, got "
+            f"{trials:,}: take a sample (--trials, --margin) or fewer --layers, --sites, --images"
+        )
+
+
 def execute(
     campaign: Campaign,
     path: Path,
@@ -72,6 +86,7 @@ def execute(
             "--shard needs a campaign whose trials are known before it runs: --trials, --margin "
             "or --exhaustive, with strata --margin or --exhaustive"
         )
+    check_size(campaign)
     writer = TraceWriter(
         path, campaign.task, provenance(), resume=resume, overwrite=overwrite
     )  # fmt: skip
