@@ -478,6 +478,21 @@ def test_names_of_a_file_add_no_markup(fsim, files, tmp_path):
             assert not [cell for cell in line if cell.startswith(("=", "@"))]
 
 
+def test_a_network_of_very_many_layers_has_maps_of_the_worst(files, tmp_path):
+    def change(task, provenance):
+        cells = task["campaign"]["frame"]["cells"]
+        names = [f"more.{copy}" for copy in range(600)]
+        for at, name in enumerate(names, len(task["layers"])):
+            cells += [[at, name, *cell[2:]] for cell in cells[:3]]
+        task["layers"] += names
+
+    path = rewritten(files["seu"], tmp_path / "wide.h5", change)
+    made = page(report_numbers([read_results(path)], follow=False))
+    text = " ".join(check_page(made.html).text)
+    assert "304 layers or components with the lowest lower limits are in the tables" in text
+    assert len(made.html) < 8 << 20
+
+
 def test_a_network_that_cannot_be_opened_leaves_the_rest(files, tmp_path):
     def change(task, provenance):
         task["codes_sha256"] = "0" * 64

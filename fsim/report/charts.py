@@ -211,7 +211,7 @@ def chip_steps(name: str, title: str, accuracy: Sequence[float], clean: float | 
     n = len(values)
     ax.step([values[0], *values], [i / n for i in range(n + 1)], where="post",
             color=LIGHT["good"], linewidth=2)  # fmt: skip
-    for value in values:
+    for value in values if n <= 500 else ():
         (rug,) = ax.plot([value, value], [0, 0.03], color=LIGHT["good"], linewidth=1)
         rug.set_gid(f"tip:a chip with {percent(value)}")
     marks = [(LIGHT["good"], plural_chips(n), "-")]

@@ -11,6 +11,9 @@ from .words import METRICS, bounds, count, estimate, percent, plural, share
 
 _MOST_LABELS = 60  # rows of a chart with one line a layer
 
+MOST_LAYERS, MOST_COMPONENTS = 300, 40
+"""Rows and columns of a map; those with the highest lower limits are shown, and all in tables."""
+
 
 def where(s: Section) -> Html | None:
     made = []
@@ -97,12 +100,15 @@ def network(s: Section) -> Html | None:
     if not rows:
         return None
     made = []
-    layers = _distinct(rows, "layer")
-    components = _distinct(rows, "component")
+    layers = _shown(rows, "layer", MOST_LAYERS)
+    components = _shown(rows, "component", MOST_COMPONENTS)
+    left_out = len(_distinct(rows, "layer")) - len(layers)
+    left_out += len(_distinct(rows, "component")) - len(components)
+    inside = [r for r in rows if r["layer"] in set(layers) and r["component"] in set(components)]
     pair = []
     for metric in ("sdc_critical", "sdc"):
         cells = {}
-        for row in rows:
+        for row in inside:
             at = layers.index(row["layer"]), components.index(row["component"])
             cells[at] = _cell(s, row, metric, f"{row['layer']} {row['component']}")
         drawn = heat_map(
@@ -112,6 +118,9 @@ def network(s: Section) -> Html | None:
             cell=(108, 38) if len(layers) <= 14 else (116, 23), files=s.files,
         )  # fmt: skip
         pair.append(s.show(drawn, _MAP_TEXT if metric == "sdc_critical" else _MAP_MORE))
+    if left_out:
+        made.append(el("p", f"{left_out:,} layers or components with the lowest lower limits are "
+                            "in the tables alone.", class_="soft"))  # fmt: skip
     made.append(el("div", pair, class_="pair" if s.pictures[-1].width <= 700 else None))
     made.append(el("details", el("summary", "The numbers by layer and component"),
                    parts_table(rows, ("layer", "component"))))  # fmt: skip
@@ -149,7 +158,9 @@ _MAP_MORE = "Share of inferences in which any output value changed."
 def _layer_bits(s: Section, fine, layers, component, metric) -> Html | None:
     """The map of one component; None if no cell of it tells its colour."""
     rows = [row for row in fine if row["component"] == component]
-    mine = [layer for layer in layers if any(row["layer"] == layer for row in rows)]
+    there = {row["layer"] for row in rows}
+    mine = [layer for layer in layers if layer in there]
+    rows = [row for row in rows if row["layer"] in set(mine)]
     bits = range(max(row["bit"] for row in rows) + 1)
     cells = {}
     for row in rows:
@@ -190,6 +201,15 @@ def _cell(s: Section, row: dict, metric: str, where: str) -> Cell:
     return Cell(row[metric], row["trials"], row["counts"][metric], plain(where), images=images)
 
 
+def _shown(rows: list[dict], axis: str, most: int) -> list:
+    """The names on an axis, in order; of too many those with the highest lower limits."""
+    names = _distinct(rows, axis)
+    if len(names) <= most:
+        return names
+    best = list(dict.fromkeys(row[axis] for row in _telling(rows)))[:most]
+    return [name for name in names if name in set(best)]
+
+
 def _distinct(rows: list[dict], axis: str) -> list:
     return list(dict.fromkeys(row[axis] for row in rows))
 
@@ -203,10 +223,12 @@ def bits(s: Section) -> Html | None:
     rows = s.numbers["parts"].get("component,bit")
     if not rows or not any(row["trials"] for row in rows):
         return None
+    few = set(_shown(rows, "component", MOST_COMPONENTS))
     pair = [
         s.show(
             charts.bit_profile(s.named(f"bit-rates-{slug(metric)}"),
-                               f"{METRICS[metric]} by bit", rows, metric, s.files),
+                               f"{METRICS[metric]} by bit",
+                               [row for row in rows if row["component"] in few], metric, s.files),
             "Dots: estimates. Lines: intervals. An arrow: it goes on.",
         )
         for metric in ("sdc_critical", "sdc")

@@ -24,6 +24,9 @@ EVENTS = 6
 LEAST = 30
 """Trials that a block is to have."""
 
+MOST_COMPONENTS = 40
+"""Components that have maps of their own: those that were struck most often."""
+
 MOST_STRATIFIED = 16
 """Blocks of a stratified campaign: each needs trials of every stratum."""
 
@@ -163,7 +166,8 @@ def pe_maps(results: Results, metrics=("sdc_critical", "sdc")) -> list[dict]:
     if results.kind not in ("single", "list"):
         return []
     try:
-        names = sorted(set(results.label("component").tolist()))
+        names, counts = np.unique(results.label("component"), return_counts=True)
+        names = sorted(names[np.argsort(-counts, kind="stable")][:MOST_COMPONENTS].tolist())
         maps = [pe_map(results, metric) for metric in metrics]
         if maps[0] is not None and len(names) > 1:
             maps += [pe_map(results, metrics[-1], name) for name in names]

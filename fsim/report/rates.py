@@ -22,7 +22,7 @@ def flips(s: Section) -> Html | None:
         ["flips", "trials", "critical SDC", "interval", "masked", "interval "],
         [[row["flips"], count(row["trials"]), estimate(row["sdc_critical"]),
           bounds(row["sdc_critical"]), estimate(row["masked"]), bounds(row["masked"])]
-         for row in rows],
+         for row in rows[:MOST_ROWS]],
         right=["flips", "trials", "critical SDC", "interval", "masked", "interval "],
         caption="Outcomes by number of flips",
     )  # fmt: skip

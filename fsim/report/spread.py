@@ -10,6 +10,9 @@ from .scale import Scale
 from .section import Section
 from .words import METRICS, count, percent, plural
 
+MOST_COLUMNS = 300
+"""Layers of the picture; the table behind it has all."""
+
 
 def worst(s: Section) -> Html | None:
     found = s.numbers["worst"]
@@ -87,11 +90,14 @@ def _answer(fault: dict) -> str:
 
 def _spread(s: Section, faults: list[dict]) -> Html:
     layers = list(dict.fromkeys(part["layer"] for f in faults for part in f["spread"]))
+    some = len(layers) > MOST_COLUMNS
+    if some:  # what is left of a fault is most telling at the end
+        layers = layers[-MOST_COLUMNS:]
     scale = Scale((0.001, 0.01, 0.05, 0.1, 0.25, 0.5))
     cells = {}
     for row, fault in enumerate(faults):
         for part in fault["spread"]:
-            if not part["codes_changed"]:
+            if not part["codes_changed"] or part["layer"] not in layers:
                 continue
             size = part["codes_changed"] / max(part["codes"], 1)
             cells[row, layers.index(part["layer"])] = Cell(
@@ -117,6 +123,7 @@ def _spread(s: Section, faults: list[dict]) -> Html:
         caption="Values that differ",
     )  # fmt: skip
     return s.show(
-        drawn, "Share of each layer's output values that one fault, alone, changed. Blank: none.",
+        drawn, "Share of each layer's output values that one fault, alone, changed. Blank: none."
+        + (f" The last {MOST_COLUMNS} layers of all." if some else ""),
         behind,
     )  # fmt: skip
