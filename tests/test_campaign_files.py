@@ -227,7 +227,7 @@ def paths_of(node, at=()):
     if isinstance(node, dict):
         for key, item in node.items():
             yield from paths_of(item, (*at, key))
-    elif isinstance(node, list) and node:
+    elif isinstance(node, list) and node and "accel" not in at:  # whose lists no one reads
         for i in {0, len(node) - 1}:
             yield from paths_of(node[i], (*at, i))
 
@@ -258,12 +258,12 @@ def test_tasks_that_lie_are_refused_or_harmless(files, tmp_path, name, monkeypat
     rng = np.random.default_rng(len(name))
     refused = 0
     for at in everywhere:
-        for number in rng.choice(len(ABSURD), 3, replace=False):
+        for number in rng.choice(len(ABSURD), 2, replace=False):
             task = altered(trace.task, at, ABSURD[number])
             # The reader of files checks digests, which are right by assumption.
             monkeypatch.setattr(module, "read_trace", lambda path, t=task: replace(trace, task=t))
             refused += not read_by_all(tmp_path / "no.h5")
-    assert refused > 40  # the checks do see most of them
+    assert refused > 30  # the checks do see most of them
 
 
 @pytest.mark.parametrize(
