@@ -13,9 +13,10 @@ import numpy as np
 
 from fsim.accel_models.accel import Accel, Buffer
 from fsim.accel_models.schema import check
-from fsim.errors import ConfigError, FsimError, TraceError
+from fsim.errors import ConfigError, FsimError, MappingError, TraceError
 from fsim.nas.data import NAMES, SPLITS, Dataset, load_data, where
 from fsim.nas.zoo import ZOO, LoadedModel, load_model
+from fsim.simulator.attach_layers import Layered
 from fsim.simulator.capture import capture
 from fsim.simulator.inject import Golden, golden_run
 from fsim.simulator.ops import Program
@@ -35,6 +36,8 @@ class Session:
 
     identity  JSON values that decide the network's arithmetic and its input
     notes     what the user should know: what was assumed, what is not on the array
+    layered   the network, where it runs layer by layer because it cannot be traced:
+              `placement` then joins the layers' own
     """
 
     placement: Placement
@@ -42,6 +45,7 @@ class Session:
     labels: np.ndarray
     identity: dict
     notes: tuple[str, ...]
+    layered: Layered | None = None
 
     @property
     def program(self) -> Program:
@@ -76,11 +80,13 @@ def open_session(
     quant_params: dict | None = None,
     calibration: int = CALIBRATION,
     sizes_only: bool = False,
+    by_layers: bool = False,
 ) -> Session:
     """Load, quantise and place a network; errors are FsimError with one line each.
 
     sizes_only  random weights and images stand in for the zoo's checkpoints and data
                 sets where they are not found: words, bits and cycles stay the same
+    by_layers   a network that cannot be traced runs layer by layer instead of being refused
     """
     loaded = load_model(model, weights, seed=FACTORY_SEED, random_weights=sizes_only)
     notes = []
@@ -116,20 +122,14 @@ def open_session(
         )
     inputs = loaded.preprocessing_of(test)(test.images).numpy()
     seen = loaded.preprocessing_of(train)(train.images).numpy()
-    program = quantise(
-        capture(loaded.model, seen[:1]),
-        seen,
-        accel_bits=accel.operand_bits,
-        acc_bits=accel.acc_bits,
-        unsigned=accel.unsigned_acts,
-        params=quant_params,
-    )
-    labels, classes = np.asarray(test.labels), int(program.ops[-1].shape[-1])
+    placed = placed_network(loaded.model, seen, accel, quant_params, by_layers=by_layers)
+    labels = np.asarray(test.labels)
+    classes = int(placed.shape[-1])
     if labels.max() >= classes:
         raise ConfigError(
             f"labels must be below {classes}, the classes of {model}, got {labels.max()} ({name})"
         )
-    notes += [f"not on the array: {op.name} ({op.what})" for op in program.host_ops]
+    notes += placed.notes
     identity = {
         "model": model,
         "weights": None if weights is None else str(weights),
@@ -140,12 +140,61 @@ def open_session(
         "images": len(test),
         "calibration": calibration,
         "quant_params": quant_params,
-        "codes_sha256": codes_sha256(program),
+        "codes_sha256": placed.codes_sha256,
         "accel": asdict(accel),
         "components": [component.name for component in accel.components],
-        "layers": [op.name for op in program.ops],
+        "layers": [op.name for op in placed.placement.program.ops],
     }
-    return Session(Placement(program, accel), inputs, labels, identity, tuple(notes))
+    return Session(placed.placement, inputs, labels, identity, tuple(notes), placed.layered)
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A quantised network on its machine.
+
+    placement, layered, notes  as of Session; shape of the logits, without the batch
+    """
+
+    placement: Placement
+    codes_sha256: str
+    shape: tuple[int, ...]
+    notes: list[str]
+    layered: Layered | None = None
+
+
+def placed_network(
+    module, seen: np.ndarray, accel: Accel, quant_params: dict | None, *, by_layers: bool = False
+) -> Placed:
+    """A torch network, captured, quantised and placed.
+
+    seen       (c, ...) float32 calibration images
+    by_layers  what to do with a network that cannot be traced: place each layer by itself,
+               or raise MappingError
+    """
+    try:
+        graph = capture(module, seen[:1])
+    except MappingError as error:
+        if not by_layers or quant_params is not None:
+            raise
+        layered = Layered(module, accel, seen, str(error))
+        if not layered.uses:
+            raise
+        digest = hashlib.sha256()
+        for use in layered.uses:
+            digest.update(codes_sha256(use.placement.program).encode())
+        notes = [*layered.coverage.notes]
+        notes += [f"not on the array: {entry.name} ({entry.why})" for entry in
+                  layered.coverage.other if entry.macs]  # fmt: skip
+        placement = layered.space.placement
+        return Placed(placement, digest.hexdigest(), layered.out_shape, notes, layered)
+    program = quantise(
+        graph, seen, accel_bits=accel.operand_bits, acc_bits=accel.acc_bits,
+        unsigned=accel.unsigned_acts, params=quant_params,
+    )  # fmt: skip
+    notes = [f"not on the array: {op.name} ({op.what})" for op in program.host_ops]
+    return Placed(
+        Placement(program, accel), codes_sha256(program), program.ops[-1].shape, notes
+    )  # fmt: skip
 
 
 def _stand_in(loaded: LoadedModel, name: str | None, data_dir) -> Dataset | None:
@@ -176,11 +225,12 @@ def _stored_accel(described: dict) -> Accel:
     return Accel(**described)
 
 
-def from_task(task: dict, model: str | None = None) -> Session:
+def from_task(task: dict, model: str | None = None, *, by_layers: bool = False) -> Session:
     """The session of a trace's task, checked against the hashes stored in it.
 
     model  what the user says the network is. A trace that names `module:factory`
            is believed only if the user names the same: importing it runs its code.
+    by_layers  as in `open_session`
     """
     stored = task.get("model")
     if model is not None and model != stored:
@@ -201,6 +251,7 @@ def from_task(task: dict, model: str | None = None) -> Session:
             **wanted,
             quant_params=task["quant_params"],
             calibration=task["calibration"],
+            by_layers=by_layers,
         )
     except FsimError:
         raise

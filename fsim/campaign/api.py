@@ -12,11 +12,8 @@ from fsim.accel_models.accel import Accel
 from fsim.accel_models.load import load_accel
 from fsim.errors import ConfigError
 from fsim.fault_models.upsets import KINDS
-from fsim.session import Session, codes_sha256
+from fsim.session import Session, placed_network
 from fsim.simulator.campaign.rules import Rule
-from fsim.simulator.capture import capture
-from fsim.simulator.quantise import quantise
-from fsim.simulator.sites import Placement
 from fsim.simulator.statistics import sample_size
 
 from .campaign import MEMORIES, Campaign, Options, make_task
@@ -30,7 +27,8 @@ IN_MEMORY = "(in memory)"
 def session_of(module, images, labels, accel: Accel, *, calibration=None) -> Session:
     """A session of a network in memory: captured, quantised and placed.
 
-    module       torch.nn.Module in evaluation mode, float; it is not changed
+    module       torch.nn.Module in evaluation mode, float; it is not changed. What cannot be
+                 traced runs layer by layer, whole inferences
     images       (n, ...) float32, as the network takes them; labels (n,) integers
     calibration  (c, ...) float32 images that scales are calibrated on; default: `images`
     """
@@ -43,20 +41,18 @@ def session_of(module, images, labels, accel: Accel, *, calibration=None) -> Ses
         )
     if not len(images) or not len(seen):
         raise ConfigError("a campaign needs at least one image")
-    program = quantise(
-        capture(module, seen[:1]), seen, accel_bits=accel.operand_bits, acc_bits=accel.acc_bits,
-        unsigned=accel.unsigned_acts,
-    )  # fmt: skip
+    placed = placed_network(module, seen, accel, None, by_layers=True)
     digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
     identity = {
         "model": IN_MEMORY, "weights": None, "weights_sha256": None, "data": IN_MEMORY,
         "data_dir": None, "data_sha256": digest, "images": len(images), "calibration": len(seen),
-        "quant_params": None, "codes_sha256": codes_sha256(program), "accel": asdict(accel),
+        "quant_params": None, "codes_sha256": placed.codes_sha256, "accel": asdict(accel),
         "components": [component.name for component in accel.components],
-        "layers": [op.name for op in program.ops],
+        "layers": [op.name for op in placed.placement.program.ops],
     }  # fmt: skip
-    notes = tuple(f"not on the array: {op.name} ({op.what})" for op in program.host_ops)
-    return Session(Placement(program, accel), images, labels, identity, notes)
+    return Session(
+        placed.placement, images, labels, identity, tuple(placed.notes), placed.layered
+    )  # fmt: skip
 
 
 def run_campaign(

@@ -21,6 +21,7 @@ from fsim.simulator.campaign.design import PILOT, Allocation, Design
 from fsim.simulator.campaign.evaluate import Evaluator, way_of
 from fsim.simulator.campaign.frame import Frame
 from fsim.simulator.campaign.golden import MEMORY
+from fsim.simulator.campaign.layered import LayeredEvaluator
 from fsim.simulator.campaign.population import Chips, FaultList, Flips, SingleFaults
 from fsim.simulator.campaign.rules import Rule
 from fsim.simulator.campaign.tally import Tally
@@ -144,7 +145,7 @@ class Campaign:
     def __init__(self, task: dict, options: Options, session=None, rows=None):
         self.task, self.options, self.rows = task, options, rows
         self.task_json = canonical_json(task).decode("ascii")
-        self.session = session or from_task(task, task["model"])
+        self.session = session or from_task(task, task["model"], by_layers=True)
         stated = task["campaign"]
         if stated["version"] != VERSION or task["rng_version"] != RNG_VERSION:
             raise ConfigError(
@@ -171,13 +172,16 @@ class Campaign:
                 raise ConfigError("the fault list must be the one the campaign was begun with")
             check_rows(self.session.placement, rows, images)
             self.population = FaultList(rows, images)
-        self._evaluator: Evaluator | None = None
+        self._evaluator: Evaluator | LayeredEvaluator | None = None
 
     @property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> Evaluator | LayeredEvaluator:
         """Made when it is first needed: it runs all images."""
         if self._evaluator is None:
             s, o = self.session, self.options
+            if s.layered is not None:
+                self._evaluator = LayeredEvaluator(s.layered, s.images, s.labels, way=o.way)
+                return self._evaluator
             self._evaluator = Evaluator(
                 s.placement, s.images, s.labels, way=o.way, memory=o.memory, threads=o.threads
             )
@@ -186,6 +190,8 @@ class Campaign:
     @property
     def way(self) -> tuple[str, str | None]:
         """How faults are evaluated, and why not as differences (None if they are)."""
+        if self.session.layered is not None:
+            return "whole inferences", self.session.layered.coverage.notes[0]
         if self.task["campaign"]["design"] in ("flips", "chips"):
             return "whole inferences", None
         return way_of(self.evaluator)

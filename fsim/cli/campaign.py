@@ -165,7 +165,7 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
 
     session = open_session(
         model, machine, weights=weights, data=data, data_dir=data_dir, images=images or 500,
-        quant_params=read_quant_params(quant_params),
+        quant_params=read_quant_params(quant_params), by_layers=True,
     )  # fmt: skip
     if images is not None and len(session.images) < images:
         short = f"{images} images were asked for, the data set has {len(session.images)}"

@@ -29,7 +29,7 @@ def plan_json(ready) -> dict:
         "shard": stated["shard"],
         "way": ready.way[0],
         "way_because": ready.way[1],
-        "images_held": evaluator.golden.held,
+        "images_held": evaluator.golden.held if ready.session.layered is None else None,
         "faults_a_second": _speed(ready),
     }
 

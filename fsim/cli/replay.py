@@ -95,11 +95,12 @@ def _campaign(trace, model, backend, sample, sample_images):
     from fsim.campaign.results import read_results
     from fsim.session import from_task
     from fsim.simulator.campaign.evaluate import Evaluator
+    from fsim.simulator.campaign.layered import LayeredEvaluator
     from fsim.simulator.campaign.population import Drawn
     from fsim.simulator.sites import check_rows
 
     results = read_results(trace)
-    session = from_task(results.task, model)
+    session = from_task(results.task, model, by_layers=True)
     check_rows(session.placement, results.trace.faults, len(session.images))
     table = results.trace.outcomes.reshape(len(results.trials), results.images)
     if table.size and table["image"].max() >= len(session.images):
@@ -114,12 +115,15 @@ def _campaign(trace, model, backend, sample, sample_images):
         results.trials[:count], results.trace.faults[: begin[-1]], begin,
         table["image"].astype(np.int64),
     )  # fmt: skip
-    import numba
+    if session.layered is not None:
+        evaluator = LayeredEvaluator(session.layered, session.images, session.labels)
+    else:
+        import numba
 
-    evaluator = Evaluator(
-        session.placement, session.images, session.labels, way="whole", backend=backend,
-        threads=numba.get_num_threads(),
-    )  # fmt: skip
+        evaluator = Evaluator(
+            session.placement, session.images, session.labels, way="whole", backend=backend,
+            threads=numba.get_num_threads(),
+        )  # fmt: skip
     again = evaluator.outcomes(drawn)
     return count, table.size, _differences(table.reshape(-1), again)
 
