@@ -202,9 +202,7 @@ def test_registers_of_many_inferences_at_once_are_those_of_one(flow, kind):
 def test_a_bounded_memory_gives_the_same(monkeypatch):
     placement, images = made("residual")
     faults = SingleFaults(select(placement), OneFlip(), IMAGES).draw(np.arange(300))
-    roomy, tight = (
-        Evaluator(placement, images, LABELS, memory=memory) for memory in (1 << 30, 1)
-    )
+    roomy, tight = (Evaluator(placement, images, LABELS, memory=memory) for memory in (1 << 30, 1))
     assert roomy.golden.size == IMAGES and tight.golden.size == 1
     np.testing.assert_array_equal(roomy.outcomes(faults), tight.outcomes(faults))
     assert len(tight.golden._chunks) == 1

@@ -208,8 +208,11 @@ def test_a_killed_worker_costs_its_shard(whole, tmp_path):
             ["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True
         ).stdout.splitlines()  # fmt: skip
         found = [line.split(None, 2) for line in listed[1:]]
-        return [int(pid) for pid, parent, text in found
-                if int(parent) == process.pid and "loky" in text and "resource" not in text]
+        return [
+            int(pid)
+            for pid, parent, text in found
+            if int(parent) == process.pid and "loky" in text and "resource" not in text
+        ]
 
     wait_for(lambda: len(workers()) == 2, process)
     time.sleep(0.5)

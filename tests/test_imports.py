@@ -16,7 +16,7 @@ STDLIB = set(sys.stdlib_module_names)
 
 TORCH = {
     "exact", "quantise", "capture", "convolutions", "patterns", "program", "engine", "inject",
-    "attach", "attach_layers", "attach_program", "modes", "network", "operators",
+    "attach", "attach_layers", "attach_program", "layered", "modes", "network", "operators",
 }  # fmt: skip
 """Modules of simulator/ that may import torch."""
 
