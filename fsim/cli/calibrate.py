@@ -8,14 +8,9 @@ import click
 
 from fsim.cli.calibrate_report import comments, report_of, text_of
 from fsim.cli.calibrate_stuck import stuck_comments, stuck_report, stuck_text
-from fsim.cli.inject import (
-    Progress,
-    fault_model,
-    network_options,
-    read_quant_params,
-    stuck_options,
-)
+from fsim.cli.inject import Progress, fault_model
 from fsim.cli.inject_plan import BYTES_A_FAULT, memory_limit
+from fsim.cli.network_options import network_options, read_quant_params, stuck_options
 from fsim.cli.options import (
     Probability,
     accel_options,

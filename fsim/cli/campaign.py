@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 
 import click
 
@@ -17,7 +16,7 @@ from fsim.cli.campaign_options import (
     part_of,
     rule_of,
 )
-from fsim.cli.inject import _names, read_quant_params
+from fsim.cli.network_options import names_of, session_of_options
 from fsim.cli.options import (
     json_option,
     load_accel_option,
@@ -130,7 +129,7 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
          "confidence": confidence, "max_trials": max_trials}
     )  # fmt: skip
     _check(click.get_current_context(), rule, margin, t_value, p_value)
-    axes = tuple(_names(stratify, "--stratify") or ())
+    axes = tuple(names_of(stratify, "--stratify") or ())
     design, faults = _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, sites)
     if design != "single":
         given = [name for name, value in (("--stratify", stratify),
@@ -161,15 +160,10 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
     threads = use_threads(threads)
 
     from fsim.campaign.campaign import Campaign, Options, make_task
-    from fsim.session import open_session
 
-    session = open_session(
-        model, machine, weights=weights, data=data, data_dir=data_dir, images=images or 500,
-        quant_params=read_quant_params(quant_params), by_layers=True,
+    session = session_of_options(
+        machine, model, weights, data, data_dir, images, quant_params, by_layers=True
     )  # fmt: skip
-    if images is not None and len(session.images) < images:
-        short = f"{images} images were asked for, the data set has {len(session.images)}"
-        session = replace(session, notes=(*session.notes, short))
     rows = None
     if fault_list is not None:
         from fsim.campaign.fault_lists import read_fault_list
@@ -187,9 +181,9 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
         raise ConfigError(f"--stratify stops by --trials, --margin, --exhaustive or "
                           f"--target-halfwidth, got --{rule['name']}")  # fmt: skip
 
+    chosen = {"layers": names_of(layers, "--layers"), "sites": names_of(sites, "--sites")}
     task = make_task(
-        session, faults, {"layers": _names(layers, "--layers"), "sites": _names(sites, "--sites")},
-        seed, design=design, rule=rule, each=each, stratify=axes,
+        session, faults, chosen, seed, design=design, rule=rule, each=each, stratify=axes,
         allocation=_allocation(design, rule, chips, rows, trials, margin, t_value, p_value,
                                rounding, exhaustive, confidence, axes),
         pilot=pilot, shard=shard_size, flips=numbers, rows=rows,
@@ -232,7 +226,7 @@ def _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, site
         raise ConfigError("--stuck-cells and --ber are of chips: give --chips")
     if sa1_share is not None and stuck_cells is None:
         raise ConfigError(f"--sa1-share needs --stuck-cells, got {sa1_share:g} without it")
-    wanted = [name for name in (_names(sites, "--sites") or MEMORIES) if name in MEMORIES]
+    wanted = [name for name in (names_of(sites, "--sites") or MEMORIES) if name in MEMORIES]
     if fault_list is not None:
         if sites is not None:
             raise ConfigError("--sites restricts random faults: a fault list must go without it")

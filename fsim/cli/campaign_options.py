@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from fsim.cli.inject import network_options, stuck_options
+from fsim.cli.network_options import network_options, stuck_options
 from fsim.cli.options import Probability, accel_options
 from fsim.errors import ConfigError
 

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -29,6 +28,12 @@ from fsim.cli.inject_report import (
     outcome_rows,
     report_text,
 )
+from fsim.cli.network_options import (
+    names_of,
+    network_options,
+    session_of_options,
+    stuck_options,
+)
 from fsim.cli.options import (
     Probability,
     accel_options,
@@ -40,37 +45,6 @@ from fsim.cli.options import (
 from fsim.cli.tables import print_json
 from fsim.errors import ConfigError, FsimError, TraceError
 from fsim.threads import use_threads
-
-
-def network_options(command):
-    """--model, --weights, --data, --data-dir, --images, --quant-params."""
-    for option in (
-        click.option("--quant-params", type=click.Path(path_type=Path), metavar="FILE",
-                     help="JSON of your own scales; what it does not name is calibrated."),
-        click.option("--images", type=click.IntRange(1), help="Test images (default: up to 500)."),
-        click.option("--data-dir", help="Folder of the data set."),
-        click.option("--data", help="digits, cifar10, fashion-mnist or an .npz file."),
-        click.option("--weights",
-                     help="Checkpoint: .pt, .pth or .th (tensors only) or .safetensors."),
-        click.option("--model", default="digits-cnn", show_default=True,
-                     help="digits-cnn, resnet20, resnet8 or module:factory."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def stuck_options(command):
-    """--stuck-cells, --sa1-share."""
-    for option in (
-        click.option("--sa1-share", type=Probability, metavar="SHARE",
-                     help="With --stuck-cells: share of them that read 1, the others read 0.  "
-                     "[default: 0.163]"),
-        click.option("--stuck-cells", type=Probability, metavar="P",
-                     help="Probability that a cell of the weight memory, one bit of one weight, is "
-                     "stuck for the whole trial."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
 
 
 def parse_ber(text: str) -> dict[str, float]:
@@ -106,35 +80,6 @@ def parse_hw_batch(text: str) -> int | None:
             f"got {text[:60]!r}"
         )
     return int(text)
-
-
-MAX_PARAMS_BYTES = 64 << 20
-
-
-def _distinct(items: list[tuple[str, object]]) -> dict:
-    """A JSON object whose keys differ: of two equal ones JSON would keep the last."""
-    found = dict(items)
-    if len(found) < len(items):
-        names = [name for name, _ in items]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} twice")
-    return found
-
-
-def read_quant_params(path: Path | None) -> dict | None:
-    if path is None:
-        return None
-    if not path.is_file():
-        raise ConfigError(f"quantisation parameters must be a file that exists, got {path}")
-    if path.stat().st_size > MAX_PARAMS_BYTES:
-        raise ConfigError(f"quantisation parameters must be under 64 MiB ({path})")
-    try:
-        value = json.loads(path.read_text("utf-8"), object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"quantisation parameters must be JSON, got {error} ({path})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"quantisation parameters must be a JSON object ({path})")
-    return value
 
 
 def fault_model(ber, seu_rate, faults, hw_batch, stuck_cells=None, sa1_share=None):
@@ -253,7 +198,7 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
         kind = described["kind"]
         given = kind if kind in ("seu-rate", "stuck-cells") else "fault"
         raise ConfigError(f"--curve needs --ber, got --{given}")
-    names = {"layers": _names(layers, "--layers"), "sites": _names(sites, "--sites")}
+    names = {"layers": names_of(layers, "--layers"), "sites": names_of(sites, "--sites")}
     if described["kind"] == "explicit" and (layers is not None or sites is not None):
         raise ConfigError(
             "--sites and --layers restrict random faults: a --fault that names its component "
@@ -271,16 +216,11 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
     if (resume or overwrite) and trace is None:
         raise ConfigError("--resume and --overwrite need --trace")
     use_threads(threads)
-    from fsim.session import open_session
     from fsim.simulator.sites import select
 
-    session = open_session(
-        model, machine, weights=weights, data=data, data_dir=data_dir, images=images or 500,
-        quant_params=read_quant_params(quant_params),
+    session = session_of_options(
+        machine, model, weights, data, data_dir, images, quant_params
     )  # fmt: skip
-    if images is not None and len(session.images) < images:
-        short = f"{images} images were asked for, the data set has {len(session.images)}"
-        session = replace(session, notes=(*session.notes, short))
     space = select(session.placement, names["layers"], names["sites"])
     _check_sites(space, chosen, described)
     if described["kind"] == "explicit":
@@ -307,15 +247,6 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
         print_json(report)
     else:
         click.echo(report_text(report, session))
-
-
-def _names(text: str | None, option: str) -> list[str] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",")]
-    if not all(names) or len(set(names)) < len(names):
-        raise ConfigError(f"{option} must name things once each, comma separated, got {text!r}")
-    return names
 
 
 def _check_sites(space, chosen, described) -> None:

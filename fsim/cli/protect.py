@@ -8,7 +8,7 @@ import click
 
 from fsim.cli.campaign_options import METRICS
 from fsim.cli.campaign_report import interval_text, percent
-from fsim.cli.inject import _names
+from fsim.cli.network_options import names_of
 from fsim.cli.options import json_option
 from fsim.cli.tables import pairs, print_json, table
 
@@ -35,7 +35,7 @@ def protect(file, by, metric, top, as_json):
     from fsim.campaign.protect import protect as parts_of
     from fsim.campaign.results import read_results
 
-    axes = _names(by, "--by")
+    axes = names_of(by, "--by")
     found = parts_of(read_results(file), by=axes, metric=metric)
     if as_json:
         print_json(found)
