@@ -101,9 +101,10 @@ def steps(block: Block) -> Iterator[Step]:
 
 _VARIES = [
     (re.compile(r"\d[\d,.]*(e[-+]?\d+)?(?= (s|KiB|faults a second)\b)"), "#"),
-    (re.compile(r"\bin # s\b"), "in # s"),
+    (re.compile(r"\b[0-9a-f]{16,64}\b"), "#"),
 ]
-"""Times, speeds and sizes of pages, which differ from run to run."""
+"""Times, speeds and sizes differ from run to run, and hashes of codes, whose scales are
+calibrated in float arithmetic, from CPU to CPU."""
 
 
 def comparable(text: str) -> list[str]:

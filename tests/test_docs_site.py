@@ -236,6 +236,7 @@ def test_outputs_agree_but_for_times_and_what_is_left_out():
     assert agrees("...\n", "") and agrees("", "")
     assert not agrees("in 0.4 s\nend\n", "in 0.4 s\nb\nend\n")
     assert not agrees("share 0.4 %\n", "share 0.5 %\n")
+    assert agrees("codes 01ec725b4b10260a\n", "codes ae8326a6006a4e50\n")
     assert not agrees("", "something\n")
     assert comparable("about 26,338 faults a second\n") == ["about # faults a second"]
 
