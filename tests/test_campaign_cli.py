@@ -308,6 +308,10 @@ def test_strata_are_weighted_by_their_sizes(runs):
     share = found["outcomes"]["sdc_critical"]
     assert share["estimate"] == pytest.approx(float(np.average(rates, weights=results.sizes)))
     assert share["low"] < share["estimate"] < share["high"]
+    right = read_trace(path).outcomes["faulty"] == read_trace(path).outcomes["label"]
+    rates = np.bincount(stratum, right, minlength=len(n)) / n
+    expected = float(np.average(rates, weights=results.sizes))
+    assert found["accuracy"]["faulty"] == pytest.approx(expected)
 
 
 def test_every_fault_meets_as_many_images_as_asked(runs):
@@ -557,8 +561,11 @@ def test_a_curve_is_the_binomial_mixture_of_what_was_measured(fsim, runs, tmp_pa
     trace = read_trace(path)
     flips, bits = np.array([1, 2, 3, 5]), trace.task["campaign"]["bits"]
     assert np.unique(trace.trials["n_faults"]).tolist() == flips.tolist()
-    rows = np.repeat(trace.trials["n_faults"], 1)
+    rows = trace.trials["n_faults"]
     shares = [critical(path)[rows == j].mean() for j in flips]
+    right = trace.outcomes["faulty"] == trace.outcomes["label"]
+    means = [right[rows == j].mean() for j in flips]
+    assert len(set(means)) > 1
     rates = [0.0, 0.01 / bits, 0.3 / bits, 1 / bits, 50 / bits]
     picture = tmp_path / "curve.svg"
     words = ["curve", path, "--rates", ",".join(map(repr, rates)), "--picture", picture, "--json"]
@@ -573,6 +580,8 @@ def test_a_curve_is_the_binomial_mixture_of_what_was_measured(fsim, runs, tmp_pa
         assert c["high"] - c["low"] >= 1 - covered - 1e-9
         if covered > 0.99:
             assert abs(c["estimate"] - direct) <= 1 - covered + 1e-12
+            direct = stats.binom.pmf(0, bits, ber) * found["clean"] + float(masses @ means)
+            assert abs(found["accuracy"][at]["estimate"] - direct) <= 1 - covered + 1e-9
     assert found["critical"][0]["estimate"] == 0 and found["critical"][-1]["estimate"] is None
     assert found["accuracy"][0]["estimate"] == pytest.approx(found["clean"])
     for words in (["--rates", "2"], ["--rates", ""], ["--picture", tmp_path / "c.pdf"]):
