@@ -122,6 +122,15 @@ def agrees(shown: str, got: str) -> bool:
     return re.fullmatch(pattern, "".join(line + "\n" for line in comparable(got))) is not None
 
 
+def resembles(shown: str, got: str) -> bool:
+    """Whether every line that a page shows is in an output, whatever its numbers are."""
+
+    def words(text: str) -> set[str]:
+        return {" ".join(re.sub(r"[\d.,]*\d", "#", line).split()) for line in comparable(text)}
+
+    return words(shown) - {"..."} <= words(got)
+
+
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 

@@ -13,10 +13,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
 from docs_tools import cli, fill
-from docs_tools.pages import DOCS, ROOT, Block, agrees, anchors, blocks, comparable, links, steps
+from docs_tools.pages import (
+    DOCS,
+    ROOT,
+    Block,
+    agrees,
+    anchors,
+    blocks,
+    comparable,
+    links,
+    resembles,
+    steps,
+)  # fmt: skip
 from docs_tools.shell import Shell
+from fsim.cli import main
 
 RUN = (
     "index.md", "tutorial.md", "campaigns.md", "semantics.md", "how-we-know.md",
@@ -61,21 +74,37 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
+@pytest.fixture(scope="module")
+def compare(tmp_path_factory):
+    """`agrees` where this CPU calibrates as that of the pages, else `resembles`.
+
+    Calibration is float arithmetic: other scales of the last digit give other codes, and a few
+    other outcomes. The hash of the codes is in the paragraph of the tutorial.
+    """
+    path = str(tmp_path_factory.mktemp("codes") / "a.h5")
+    for words in ([*"campaign --images 2 --trials 1 --out".split(), path], ["cite", path]):
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+    codes = re.compile(r"SHA-256 of all codes (\w+)")
+    alike = codes.search(done.stdout)[1] == codes.search(read("tutorial.md"))[1]
+    return agrees if alike else resembles
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
-def test_every_command_runs_and_prints_what_the_page_shows(name, folder):
+def test_every_command_runs_and_prints_what_the_page_shows(name, folder, compare):
     shell, found = Shell(), blocks(read(name))
     for number, block in enumerate(found):
         where = f"{name}, line {block.line}"
         if block.exempt:
             continue
         if block.language in ("sh", "console"):
-            _commands(block, shell, where)
+            _commands(block, shell, where, compare)
         elif block.language == "python":
             printed = fill.printed_by(block.text)
             below = found[number + 1] if number + 1 < len(found) else Block(0, "", "", None)
             assert below.language == "text", f"{where}: what it prints must stand below"
-            assert agrees(below.text, printed), f"{where} printed\n{printed}"
+            assert compare(below.text, printed), f"{where} printed\n{printed}"
 
 
 def indented(name: str) -> list[str]:
@@ -117,14 +146,14 @@ def test_no_other_page_has_indented_commands():
         assert f'"{name}"' in (ROOT / "tests" / test).read_text("utf-8")
 
 
-def _commands(block: Block, shell: Shell, where: str) -> None:
+def _commands(block: Block, shell: Shell, where: str, compare=agrees) -> None:
     todo = list(steps(block))
     for step, after in zip(todo, [*todo[1:], None]):
         got = shell.run(step)
         if after is None or after.command != "echo $?":
             assert shell.status == 0, f"{where}: {step.command} ended with {shell.status}\n{got}"
         if step.output is not None:
-            assert agrees(step.output, got), f"{where}: {step.command} printed\n{got}"
+            assert compare(step.output, got), f"{where}: {step.command} printed\n{got}"
 
 
 def test_blocks_are_of_known_languages_and_few_are_exempt():
@@ -238,6 +267,8 @@ def test_outputs_agree_but_for_times_and_what_is_left_out():
     assert not agrees("share 0.4 %\n", "share 0.5 %\n")
     assert agrees("codes 01ec725b4b10260a\n", "codes ae8326a6006a4e50\n")
     assert not agrees("", "something\n")
+    assert resembles("a  0.5 %, 1,234\n...\n", "b\na 10.25 %, 9\n")
+    assert not resembles("a 0.5 %\n", "a 0.5\n") and not resembles("a\n", "")
     assert comparable("about 26,338 faults a second\n") == ["about # faults a second"]
 
 
