@@ -12,6 +12,17 @@ from typing import IO
 from .errors import ConfigError
 
 
+def check_output(path: str | Path) -> None:
+    """ConfigError unless `path` may become a file: nothing there, or a regular file."""
+    if not Path(path).name or str(path) in ("", ".", ".."):
+        raise ConfigError(f"an output must be the name of a file, got {str(path)!r}")
+    real = Path(os.path.realpath(path))
+    if (real.exists() and not real.is_file()) or real.is_symlink():
+        raise ConfigError(
+            f"an output must be a regular file, got a folder, device or circle of links ({path})"
+        )
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the name `path` only once it is complete.

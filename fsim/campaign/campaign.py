@@ -173,6 +173,7 @@ class Campaign:
             check_rows(self.session.placement, rows, images)
             self.population = FaultList(rows, images)
         self._evaluator: Evaluator | LayeredEvaluator | None = None
+        _ = self.design  # what it refuses is known before anything runs
 
     @property
     def evaluator(self) -> Evaluator | LayeredEvaluator:

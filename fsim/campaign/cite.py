@@ -110,6 +110,8 @@ def cite(results: Results) -> str:
         f"(SHA-256 {task['data_sha256'][:16]}). "
     )
     n = len(results.trials)
+    if not results.complete:
+        text += f"This file is a part of the campaign: {n:,} of {task['trials']:,} trials. "
     if results.kind == "single":
         frame = results.frame
         text += (
@@ -152,6 +154,7 @@ def cite(results: Results) -> str:
         "threshold": "Injection stopped when a confidence sequence, valid at any stopping time, "
         f"excluded {rule.value:g}.",
     }
+    again = "To reproduce" if results.complete else "To run the whole campaign"
     return text + stop[rule.name] + f" Seed {task['seed']}, generator Philox4x32-10 version " + (
-        f"{task['rng_version']}. To reproduce: {command_of(task)}"
+        f"{task['rng_version']}. {again}: {command_of(task)}"
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from fsim._version import __version__
 from fsim.errors import ConfigError, TraceError
+from fsim.files import check_output
 from fsim.simulator.campaign.run import Interrupted, Stored, run
 from fsim.simulator.campaign.tally import Tally
 from fsim.simulator.trace import MAX_BYTES, OUTCOME, TRIALS, TraceWriter, read_trace
@@ -86,6 +87,7 @@ def execute(
             "--shard needs a campaign whose trials are known before it runs: --trials, --margin "
             "or --exhaustive, with strata --margin or --exhaustive"
         )
+    check_output(path)
     check_size(campaign)
     writer = TraceWriter(
         path, campaign.task, provenance(), resume=resume, overwrite=overwrite

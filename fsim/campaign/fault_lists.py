@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fsim.errors import ConfigError
+from fsim.errors import ConfigError, FaultError
 from fsim.simulator.sites import Placement, check_rows
 from fsim.simulator.trace import read_trace
+from fsim.types import STATE
 
 from .tables import faults_table, names_of, rows_of
 
@@ -36,8 +37,33 @@ def read_fault_list(path: Path, placement: Placement, images: int) -> np.ndarray
     rows = rows_of(columns, layers, components, str(path), lines)
     if not len(rows):
         raise ConfigError(f"a fault list must have at least one fault ({path})")
-    check_rows(placement, rows, images)
+    try:
+        check_rows(placement, rows, images)
+        _check_masks(rows, placement)
+    except FaultError as error:
+        raise FaultError(f"{path}: {error}; rows count from 0, sorted by trial") from None
     return rows
+
+
+def _check_masks(rows: np.ndarray, placement: Placement) -> None:
+    """Every fault must change bits that its word has; FaultError otherwise."""
+    accel = placement.accel
+    bits = np.array([component.bits for component in accel.components])[rows["component"]]
+    memory = np.array([c.kind == "memory" for c in accel.components])[rows["component"]]
+    changed = rows["xor_mask"] | rows["or_mask"] | ~rows["and_mask"]
+    # Masks are sign-extended beyond the word: what lies above is all zeros or all ones.
+    above = changed >> bits
+    signed = changed >> (bits - 1)
+    inside = (above == 0) | (signed == -1)
+    for bad, said in (
+        (changed == 0, "a fault must change at least one bit"),
+        (~inside, "masks must not reach beyond the word"),
+        (memory & ((rows["row"] != -1) | (rows["col"] != -1)), "row and col of a word must be -1"),
+        (memory & (rows["effect"] == STATE) & (rows["last"] != rows["first"]),
+         "last of a flip must be its first"),
+    ):  # fmt: skip
+        if bad.any():
+            raise FaultError(f"{said} (fault row {int(np.flatnonzero(bad)[0])})")
 
 
 def _read_csv(path: Path) -> tuple[dict[str, list[str]], list[int]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fsim.errors import TraceError
+from fsim.files import check_output
 from fsim.simulator.trace import merge_traces
 from fsim.simulator.trace_format import first_difference
 
@@ -19,6 +20,7 @@ def merge(paths: list[Path], out: Path, *, overwrite: bool = False) -> Results:
     The same bytes as the file of a campaign that ran in one go on like machines. Raises
     TraceError if the files are not parts of one campaign or share trials.
     """
+    check_output(out)
     parts = [read_results(path) for path in paths]
     if not parts:
         raise TraceError("a merge needs at least one file")

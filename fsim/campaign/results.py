@@ -12,9 +12,9 @@ import numpy as np
 
 from fsim.errors import ConfigError, FsimError, TraceError
 from fsim.simulator.campaign.frame import AXES, Frame
-from fsim.simulator.campaign.rules import Rule, interval
+from fsim.simulator.campaign.rules import Rule, best_of, interval
 from fsim.simulator.campaign.tally import METRICS, Tally, events
-from fsim.simulator.statistics import Interval, clopper_pearson, interval_of_trials
+from fsim.simulator.statistics import Interval, interval_of_trials
 from fsim.simulator.stratified import stratified_interval
 from fsim.simulator.trace import Trace, read_trace
 
@@ -205,7 +205,9 @@ class Results:
         if self.images > 1:
             return interval_of_trials(hits.sum(axis=1), self.images, confidence=confidence)
         if len(parts) == 1:
-            return clopper_pearson(int(hits.sum()), len(hits), confidence=confidence)
+            (members,) = parts.values()
+            found = [int(hits.sum())], [len(hits)], [members]
+            return best_of(*found, hits.sum(axis=1), 1, confidence)
         numbers = list(parts)
         x = np.array([int(hits[stratum == h].sum()) for h in numbers])
         n = np.array([int((stratum == h).sum()) for h in numbers])

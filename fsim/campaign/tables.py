@@ -111,6 +111,10 @@ def rows_of(columns: dict[str, list[str]], layers: list[str], components: list[s
     if missing:
         raise ConfigError(f"{where} must have the columns {', '.join(needed)}; "
                           f"{', '.join(missing)} missing")  # fmt: skip
+    other = sorted(set(columns) - set(FAULT_COLUMNS))
+    if other:
+        raise ConfigError(f"{where} must have no other columns than those of faults, "
+                          f"got {other[0][:60]!r}")  # fmt: skip
     count = len(columns["trial"])
     rows = np.zeros(count, FAULT)
     lookup = {
@@ -137,7 +141,7 @@ def rows_of(columns: dict[str, list[str]], layers: list[str], components: list[s
                 rows[name][i] = known[text]
                 continue
             try:
-                value = int(text)
+                value = int(text) if text.isascii() else None
             except ValueError:
                 value = None
             if value is None or len(text) > 24 or not limits.min <= value <= limits.max:

@@ -28,6 +28,7 @@ from fsim.errors import ConfigError
 from fsim.threads import use_threads
 
 MEMORIES = ("acts", "weights", "psums")
+PILOT = 30  # simulator.campaign.design has it too, but costs numpy to import
 
 
 class Stop:
@@ -121,6 +122,9 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
         raise ConfigError("--fail-if speaks of the baseline: give --baseline")
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
+    from fsim.files import check_output
+
+    check_output(out)
     part = part_of(shard)
     numbers = flips_of(flips)
     rule = rule_of(
@@ -132,15 +136,23 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
     axes = tuple(names_of(stratify, "--stratify") or ())
     design, faults = _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, sites)
     if design != "single":
-        given = [name for name, value in (("--stratify", stratify),
-                                          ("--images-per-fault", images_per_fault),
-                                          ("--exhaustive", exhaustive)) if value]  # fmt: skip
+        option = "--faults" if design == "list" else f"--{design}"
+        own = [("--stratify", stratify), ("--images-per-fault", images_per_fault),
+               ("--exhaustive", exhaustive)]  # fmt: skip
+        if design in ("list", "chips"):
+            own += [("--trials", trials), ("--margin", margin)]
+        if design == "list":
+            own.append(("--layers", layers))
+        given = [name for name, value in own if value]
         if given:
-            raise ConfigError(f"{given[0]} belongs to single faults (--fault), got --{design}")
+            raise ConfigError(f"{given[0]} does not go with {option}, which says what there is")
         if rule["name"] != "fixed":
             raise ConfigError(
-                f"--{design} needs a number of trials known before, got --{rule['name']}"
+                f"{option} needs a number of trials known before, got --{rule['name']}"
             )
+    if pilot is not None and not (axes and margin is None and not exhaustive):
+        raise ConfigError("--pilot belongs to --stratify with --trials or --target-halfwidth")
+    pilot = pilot or PILOT
     if part is not None and (conditions or baseline is not None):
         raise ConfigError("--fail-if and --baseline judge a whole campaign, got --shard")
     if design == "flips" and (baseline is not None or any(c.metric != "accuracy"
@@ -190,6 +202,8 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
         stated=_stated(accel, settings, rule, trials, margin, t_value, p_value, rounding,
                        exhaustive),
     )  # fmt: skip
+    if task["trials"] == 0:
+        raise ConfigError("a campaign must have at least one fault, got none by its sample size")
     options = Options(way, memory << 20, threads)
     ready = Campaign(task, options, session, rows)
     if dry_run:
@@ -215,6 +229,7 @@ def _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, site
     """(design, "faults" of the task) that the options ask for."""
     from fsim.fault_models.stuck_cells import SA1_SHARE
 
+    named = names_of(sites, "--sites")
     given = [name for name, value in (("--faults", fault_list), ("--flips", numbers or None),
                                       ("--chips", chips)) if value is not None]  # fmt: skip
     context = click.get_current_context()
@@ -226,7 +241,16 @@ def _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, site
         raise ConfigError("--stuck-cells and --ber are of chips: give --chips")
     if sa1_share is not None and stuck_cells is None:
         raise ConfigError(f"--sa1-share needs --stuck-cells, got {sa1_share:g} without it")
-    wanted = [name for name in (names_of(sites, "--sites") or MEMORIES) if name in MEMORIES]
+    wanted = list(named or MEMORIES)
+    memories = numbers or fault == "flip" or ber is not None or stuck_cells is not None
+    other = [name for name in wanted if name not in MEMORIES]
+    if memories and fault_list is None and other:
+        raise ConfigError(
+            f"these faults strike stored words: --sites must name {', '.join(MEMORIES)}, "
+            f"got {other[0]!r}"
+        )
+    if chips is not None and "weights" not in wanted:
+        raise ConfigError(f"chips have faults in weights: --sites must name them, got {sites!r}")
     if fault_list is not None:
         if sites is not None:
             raise ConfigError("--sites restricts random faults: a fault list must go without it")
@@ -263,8 +287,6 @@ def _allocation(design, rule, chips, rows, trials, margin, t_value, p_value, rou
     if rule["name"] != "fixed":
         return None
     if design == "chips":
-        if trials is not None or margin is not None:
-            raise ConfigError("--chips says how many trials there are: no --trials or --margin")
         return lambda sizes: [chips]
     if design == "list":
         import numpy as np
@@ -306,10 +328,6 @@ def _run(ready, out, engine, workers, scheduler, resume, overwrite, part, quiet,
     from fsim.campaign.summary import summary
     from fsim.cli.campaign_report import campaign_text, checks_text
 
-    if conditions and ready.task["trials"] == 0:
-        raise ConfigError("--fail-if needs trials to judge")
-    if ready.task["trials"] is None and ready.design.rule.most < 1:
-        raise ConfigError("--max-trials must be at least 1")
     stop = Stop()
     design = ready.design
     progress = Progress(ready.task["trials"], design.rule, design.sizes, quiet)

@@ -13,6 +13,9 @@ from fsim.cli.options import Probability, accel_options
 from fsim.errors import ConfigError
 
 MAX_PLAN_BYTES = 1 << 20
+MAX_TRIALS = 10_000_000
+LISTS = ("sites", "layers", "stratify", "flips")
+"""Options whose value in a file may be a list."""
 KINDS = ("flip", "seu", "mbu", "transient", "intermittent", "stuck0", "stuck1")
 METRICS = ("masked", "sdc", "sdc_benign", "sdc_critical")
 
@@ -88,6 +91,8 @@ def _value(option: click.Option, given, key: str, path: Path):
     if isinstance(given, bool):
         raise ConfigError(f"{path}: {key} must be a value, got {str(given).lower()}")
     if isinstance(given, list):
+        if option.name not in LISTS:
+            raise ConfigError(f"{path}: {key} must be one value, got a list")
         return ",".join(map(str, given))
     return str(given)
 
@@ -136,15 +141,15 @@ def campaign_options(command):
                      help="Stop when half the interval is no wider than this."),
         click.option("--threshold", type=Probability, metavar="P",
                      help="Stop when it is certain whether the share is above or below this."),
-        click.option("--max-trials", type=click.IntRange(1, 1 << 40), default=10_000_000,
-                     show_default=True, help="Stop here in any case."),
+        click.option("--max-trials", type=click.IntRange(1, 1 << 40),
+                     help="Stop the last three here in any case.  [default: 10000000]"),
         click.option("--metric", type=click.Choice(METRICS), default="sdc_critical",
                      show_default=True, help="The event that stopping rules look at."),
         click.option("--confidence", type=float, default=0.95, show_default=True,
                      help="Of all intervals."),
-        click.option("--pilot", type=click.IntRange(2, 1 << 30), default=30, show_default=True,
-                     help="With --stratify: faults of each stratum before the others go where "
-                     "they narrow the interval most."),
+        click.option("--pilot", type=click.IntRange(2, 1 << 30), help="With --stratify: faults of "
+                     "each stratum before the others go where they narrow the interval most.  "
+                     "[default: 30]"),
         click.option("--way", type=click.Choice(["auto", "differences", "whole"]), default="auto",
                      show_default=True, help="Carry differences from the struck layer on, or run "
                      "whole inferences; the outcomes are the same."),
@@ -181,7 +186,8 @@ def part_of(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     k, _, n = text.partition("/")
-    if not (k.isdecimal() and n.isdecimal() and len(n) < 8 and 1 <= int(k) <= int(n)):
+    numbers = text.isascii() and k.isdecimal() and n.isdecimal() and len(n) < 8
+    if not (numbers and 1 <= int(k) <= int(n)):
         raise ConfigError(f"--shard must be K/N with 1 <= K <= N, got {text[:40]!r}")
     return int(k), int(n)
 
@@ -197,7 +203,7 @@ def flips_of(text: str | None) -> tuple[int, ...]:
     for piece in text.split(","):
         first, dash, last = (part.strip() for part in piece.partition("-"))
         last = last if dash else first
-        good = first.isdecimal() and last.isdecimal() and len(first) < 10 and len(last) < 10
+        good = text.isascii() and all(n.isdecimal() and len(n) < 10 for n in (first, last))
         if not good or not 1 <= int(first) <= int(last):
             raise ConfigError(
                 f"--flips must be numbers and ranges like 1-16,32,64, got {text[:60]!r}"
@@ -219,7 +225,7 @@ def each_of(text: str | None, fault: str, images: int) -> int | None:
         return images if fault in ("stuck0", "stuck1") else None
     if text == "all":
         return images
-    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= images:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9 or not 1 <= int(text) <= images:
         raise ConfigError(f"--images-per-fault must be 1 to {images} or all, got {text[:40]!r}")
     if int(text) == 1 and fault not in ("stuck0", "stuck1"):
         return None
@@ -233,7 +239,7 @@ def rule_of(given: dict) -> dict:
            metric, confidence, max_trials
     """
     names = ("trials", "margin", "exhaustive", "failures", "target_halfwidth", "threshold")
-    chosen = [name for name in names if given[name] not in (None, False)]
+    chosen = [name for name in names if given[name] is not None and given[name] is not False]
     if len(chosen) > 1:
         raise ConfigError(
             "one rule must stop a campaign, got "
@@ -246,13 +252,22 @@ def rule_of(given: dict) -> dict:
             raise ConfigError(
                 f"--{option.replace('_', '-')} must lie strictly between 0 and 1, got {value!r}"
             )
+    if given["confidence"] > 1 - 1e-9 or given["confidence"] < 1e-9:
+        raise ConfigError(
+            f"--confidence must be at most 1 - 1e-9 and at least 1e-9, got {given['confidence']!r}"
+        )
     if name == "threshold" and not 0 < given["threshold"] < 1:
         raise ConfigError("--threshold must lie strictly between 0 and 1")
     rule = {"failures": "failures", "target_halfwidth": "width", "threshold": "threshold"}.get(
         name, "fixed"
     )
     value = 0 if rule == "fixed" else given[name]
-    most = given["trials"] if name == "trials" else given["max_trials"]
+    if rule == "fixed" and given["max_trials"] is not None:
+        raise ConfigError(
+            "--max-trials belongs to --failures, --target-halfwidth and --threshold: "
+            f"the faults of --{name} are known before"
+        )
+    most = given["trials"] if name == "trials" else given["max_trials"] or MAX_TRIALS
     return {
         "name": rule, "metric": given["metric"], "value": value,
         "confidence": given["confidence"], "most": most,

@@ -90,6 +90,14 @@ class Design:
                 if size is not None and count > size:
                     raise ConfigError(f"a stratum has {size} members, got {count} trials of it")
 
+        pilot = sum(min(self.pilot, self.pilot if s is None else s) for s in self.sizes)
+        if self.allocation is None and len(self.sizes) > 1 and pilot > self.rule.most:
+            raise ConfigError(
+                f"{len(self.sizes)} strata with a pilot of {self.pilot} faults each need at least "
+                f"{pilot:,} trials, got {self.rule.most:,}: raise --trials (or --max-trials) or "
+                "lower --pilot"
+            )
+
     @property
     def fixed(self) -> bool:
         """Whether all trials are known before anything runs."""
