@@ -637,3 +637,18 @@ def test_a_notebook_and_the_page_open_no_display(files, monkeypatch):
     page(report_numbers([read_results(files["chips"])], follow=False))
     assert matplotlib.get_backend() == before
     assert matplotlib.rcParams["svg.hashsalt"] != "fsim"  # settings are as they were
+
+
+def test_parts_of_which_most_was_not_tried_are_drawn(fsim, tmp_path):
+    """Strata by component and bit leave cells of a layer without a trial."""
+    made = tmp_path / "thin.h5"
+    result = fsim("campaign", "--fault", "flip", "--stratify", "component,bit", "--trials", 1500,
+                  "--images", 20, "--out", made)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = read_results(made).groups(("layer", "component", "bit"))
+    assert all(row["sdc"].estimate == row["sdc"].estimate for row in rows if row["trials"])
+    assert any(not row["trials"] for row in rows)
+    out = tmp_path / "thin.html"
+    result = fsim("report", made, "--out", out, "--no-explain", "--no-pictures")
+    assert result.exit_code == 0, result.output
+    assert "<svg" in out.read_text("utf-8")

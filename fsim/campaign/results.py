@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -211,9 +211,15 @@ class Results:
         numbers = list(parts)
         x = np.array([int(hits[stratum == h].sum()) for h in numbers])
         n = np.array([int((stratum == h).sum()) for h in numbers])
-        return stratified_interval(
-            x, n, [parts[h] for h in numbers], confidence=confidence
-        )  # fmt: skip
+        size = np.array([parts[h] for h in numbers])
+        found = stratified_interval(x, n, size, confidence=confidence)
+        tried = n > 0
+        if math.isnan(found.estimate) and tried.any():
+            # Most of the part was not tried: the estimate is of what was, the limits of all.
+            share = size[tried] / size[tried].sum()
+            value = float((share * x[tried] / n[tried]).sum())
+            found = replace(found, estimate=min(max(value, found.low), found.high))
+        return found
 
     def member_sizes(self, axes) -> dict[tuple, dict[int, int]]:
         """Value of the axes -> {stratum: members}, for every part of the frame."""
