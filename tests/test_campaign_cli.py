@@ -605,3 +605,14 @@ def test_text_for_people_has_no_nan(fsim, runs, name):
         result = fsim(command, path)
         assert result.exit_code in (0, 2)
         assert "nan" not in result.stdout.lower(), result.stdout
+
+
+def test_a_rule_that_was_not_met_is_not_claimed(fsim, tmp_path):
+    out = tmp_path / "early.h5"
+    result = fsim("campaign", "--images", 10, "--target-halfwidth", 0.0001, "--max-trials", 200,
+                  "--shard-size", 100, "--out", out)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "at the most trials allowed, not yet until the half-width" in result.stdout
+    text = fsim("cite", out).stdout
+    assert "stopped at 200 trials, the most allowed" in text
+    assert "reached 0.0001" not in text

@@ -7,6 +7,7 @@ import shlex
 from fsim._version import __version__
 from fsim.fault_models.stuck_cells import SA1_SHARE
 from fsim.simulator.campaign.design import PILOT
+from fsim.words import RULES
 
 from .campaign import SHARD
 from .results import Results
@@ -154,6 +155,11 @@ def cite(results: Results) -> str:
         "threshold": "Injection stopped when a confidence sequence, valid at any stopping time, "
         f"excluded {rule.value:g}.",
     }
+    if not results.met:
+        stop[rule.name] = (
+            f"Injection stopped at {n:,} trials, the most allowed, before the rule was met "
+            f"({RULES[rule.name].format(value=rule.value)})."
+        )
     again = "To reproduce" if results.complete else "To run the whole campaign"
     return text + stop[rule.name] + f" Seed {task['seed']}, generator Philox4x32-10 version " + (
         f"{task['rng_version']}. {again}: {command_of(task)}"

@@ -79,6 +79,11 @@ class Results:
         return len(self.trials) == wanted if wanted is not None else True
 
     @cached_property
+    def met(self) -> bool:
+        """Whether the rule ended the campaign, and not the most trials it was allowed."""
+        return self.rule.name == "fixed" or self.rule.met(self.tally, self.sizes)
+
+    @cached_property
     def tally(self) -> Tally:
         found = tally_of(self.task)
         if len(self.trials):

@@ -37,6 +37,7 @@ def summary(results: Results) -> dict:
     found = {
         "file": str(results.path),
         "complete": results.complete,
+        "rule_met": results.met,
         "model": task["model"],
         "accel": task["accel"]["name"],
         "dataflow": task["accel"]["dataflow"],

@@ -109,7 +109,8 @@ def campaign_text(found: dict) -> str:
             ("trials", f"{found['trials']:,}{speed}"
                        + (f", each with {found['images_per_trial']} images"
                           if found["images_per_trial"] > 1 else "")),
-            ("stopped", RULES[rule["name"]].format(**rule) + f" ({rule['metric']})"),
+            ("stopped", ("" if found["rule_met"] else "at the most trials allowed, not yet ")
+                        + RULES[rule["name"]].format(**rule) + f" ({rule['metric']})"),
             ("accuracy", f"{percent(accuracy['clean'], 2)} clean, "
                          f"{percent(accuracy['faulty'], 2)} with faults"),
             ("file", found["file"] + ("" if found["complete"] else " (part of a campaign)")),

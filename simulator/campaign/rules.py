@@ -73,8 +73,10 @@ class Rule:
 
     def done(self, tally: Tally, sizes) -> bool:
         """Whether the campaign is at its end. sizes: members of each stratum."""
-        if tally.total >= self.most:
-            return True
+        return tally.total >= self.most or self.met(tally, sizes)
+
+    def met(self, tally: Tally, sizes) -> bool:
+        """Whether what the rule waits for has happened; of "fixed" never before `most`."""
         if self.name == "failures":
             return int(tally.of(self.metric).sum()) >= self.value
         if self.name == "width":
