@@ -9,8 +9,10 @@ from types import ModuleType
 
 from fsim.types import Component
 
+from .families import Family, Loops, default_loops, family, package
+
 DATAFLOWS = ("ws", "os", "is")
-"""Weight, output and input stationary."""
+"""Weight, output and input stationary; families may have dataflows of their own."""
 
 MEMORIES = ("acts", "weights", "psums")
 """On-chip tensor memories of every machine: feature maps, filters, partial sums."""
@@ -40,7 +42,7 @@ class Accel:
 
     name          as given by the description file
     family        folder under accel_models/ with schedule.py, cycle.py and tile.py
-    dataflow      the one in use, of DATAFLOWS
+    dataflow      the one in use
     dataflows     those the family can run
     rows, cols    PEs
     operand_bits  width of an activation or weight code
@@ -48,7 +50,9 @@ class Accel:
     acc_bits      width of partial sums and accumulators
     overflow      what an adder does beyond acc_bits: "wrap" or "saturate"
     unsigned_acts activation registers can hold unsigned codes (after a ReLU)
+    truncate      bits that the output stage drops, where the family has one
     buffers       memory name -> Buffer, for MEMORIES
+    parameters    the family's own numbers, see `families.Family`
     sources       field -> where its number comes from
     """
 
@@ -63,11 +67,18 @@ class Accel:
     acc_bits: int = 32
     overflow: str = "wrap"
     unsigned_acts: bool = False
+    truncate: int = 0
     buffers: dict[str, Buffer] = field(default_factory=dict)
+    parameters: dict[str, float] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
 
     def _module(self, name: str) -> ModuleType:
-        return importlib.import_module(f"{__package__}.{self.family}.{name}")
+        return importlib.import_module(f"{package(self.family).__name__}.{name}")
+
+    @property
+    def kind(self) -> Family:
+        """What the family declares of itself."""
+        return family(self.family)
 
     @property
     def schedule(self) -> ModuleType:
@@ -83,6 +94,32 @@ class Accel:
     def tile(self) -> ModuleType:
         """The compiled cycle-level simulation of the family."""
         return self._module("tile")
+
+    @property
+    def replay(self) -> ModuleType:
+        """Replay of a family that has no accumulation plan."""
+        return self._module("replay")
+
+    @property
+    def loops(self) -> Loops:
+        """How products are cut into tiles."""
+        return getattr(self.schedule, "loops", default_loops)(self)
+
+    def plain_limit(self) -> int | None:
+        """Largest |sum| that the machine adds up as integers are; None without a limit.
+
+        -1 if its arithmetic without faults is another. A limit is one of final sums with
+        their bias, whatever the order of summands.
+        """
+        own = getattr(self.schedule, "plain_limit", None)
+        if own is not None:
+            return own(self)
+        return None if self.overflow == "wrap" else (1 << (self.acc_bits - 1)) - 1
+
+    def grid(self, component: Component) -> tuple[int, int, int]:
+        """(rows, columns, words each) of a register or net."""
+        rows, cols = component.grid or (self.rows, self.cols)
+        return rows, cols, component.words
 
     @cached_property
     def components(self) -> tuple[Component, ...]:

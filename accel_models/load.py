@@ -39,7 +39,7 @@ OVERRIDES: dict[str, str] = {
         for key in ("kib", "double_buffered")
     },
 }
-"""Names that `overrides` and `--set` take -> key of the description."""
+"""Names that `overrides` and `--set` take -> key of the description; `parameters.NAME` too."""
 
 
 def list_accels() -> list[str]:
@@ -77,7 +77,7 @@ def load_description(
 def description_yaml(description: Description) -> str:
     """The text of a .yaml file that reads as this description again."""
     data = description.model_dump()
-    for key in ("about", "sources"):
+    for key in ("about", "parameters", "sources"):
         if not data[key]:
             del data[key]
     for buffer in data["buffers"].values():
@@ -215,11 +215,11 @@ def _apply(data: dict, dataflow: str | None, overrides: Mapping[str, object]) ->
     if dataflow is not None:
         data["dataflow"] = dataflow
         changed["dataflow"] = f"dataflow={dataflow}"
-    unknown = [key for key in overrides if key not in OVERRIDES]
+    unknown = [key for key in overrides if _path(key) is None]
     if unknown:
         raise ConfigError("\n".join(_unknown_override(key) for key in unknown))
     for key, value in overrides.items():
-        path = OVERRIDES[key]
+        path = _path(key)
         *parents, last = path.split(".")
         place = data
         for parent in parents:
@@ -233,6 +233,13 @@ def _apply(data: dict, dataflow: str | None, overrides: Mapping[str, object]) ->
             if isinstance(sources, dict):
                 sources[path] = f"set by the user ({key}={value})"
     return changed
+
+
+def _path(key: object) -> str | None:
+    """The key of the description that an override changes; a family's own by their name."""
+    if isinstance(key, str) and key.startswith("parameters."):
+        return key
+    return OVERRIDES.get(key)
 
 
 def _unknown_override(key: object) -> str:

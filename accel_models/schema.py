@@ -13,18 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fsim.accel_models.accel import MEMORIES, Accel, Buffer
-
-FAMILIES: dict[str, dict[str, tuple]] = {
-    "systolic": {
-        "dataflow": ("ws", "os", "is"),
-        "overflow": ("wrap", "saturate"),
-        "unsigned_acts": (False, True),
-    },
-    "gemmini": {"dataflow": ("os", "ws"), "overflow": ("wrap",), "unsigned_acts": (False,)},
-    "pipelined": {"dataflow": ("os", "ws"), "overflow": ("wrap",), "unsigned_acts": (False,)},
-}
-"""What the models of each family can be. The RTL that `gemmini` and `pipelined`
-were checked against wraps and multiplies signed codes, so they do only that."""
+from fsim.accel_models.families import Family, family, family_names
 
 NUMBERS = (
     "array.rows",
@@ -110,22 +99,24 @@ class Description(_Part):
     """An accelerator description as its file holds it."""
 
     name: Text
-    family: Literal["systolic", "gemmini", "pipelined"]
+    family: Text
     about: Text = ""
-    dataflow: Literal["ws", "os", "is"]
+    dataflow: Text
     array: ArrayPart
     bits: BitsPart
     overflow: Literal["wrap", "saturate"] = "wrap"
     unsigned_acts: bool = False
     buffers: BuffersPart
+    parameters: dict[str, int | float] = Field(default_factory=dict)
     sources: dict[str, Text] = Field(default_factory=dict)
 
     def to_accel(self) -> Accel:
+        kind = family(self.family)
         return Accel(
             name=self.name,
             family=self.family,
             dataflow=self.dataflow,
-            dataflows=FAMILIES[self.family]["dataflow"],
+            dataflows=kind.dataflows,
             rows=self.array.rows,
             cols=self.array.cols,
             operand_bits=self.bits.operand,
@@ -140,6 +131,8 @@ class Description(_Part):
                 )
                 for memory in MEMORIES
             },
+            parameters={name: entry[0] for name, entry in kind.parameters.items()}
+            | dict(self.parameters),
             sources=dict(self.sources),
         )
 
@@ -240,17 +233,17 @@ def _cross_checks(data: dict, bad: set[str]):
         rule = "1 to 64 letters, digits, dots, dashes and underscores"
         yield "name", f"name must be {rule}, got {_show(name)}"
 
-    family = get("family")
-    if isinstance(family, str) and family in FAMILIES:
-        for key, choices in FAMILIES[family].items():
-            value = get(key)
-            if value is not None and value not in choices:
-                wanted = ", ".join(_plain(choice) for choice in choices)
-                many = "one of " if len(choices) > 1 else ""
-                yield key, f"{key} of family {family} must be {many}{wanted}, got {_plain(value)}"
+    kind = None
+    named = get("family")
+    if isinstance(named, str) and named not in family_names():
+        yield "family", f"family must be one of {', '.join(family_names())}, got {_show(named)}"
+    elif isinstance(named, str):
+        kind = family(named)
+        yield from _family_checks(kind, get, data)
 
     operand, product, acc = get("bits.operand"), get("bits.product"), get("bits.acc")
-    if operand is not None and product is not None and product < 2 * operand:
+    short = kind is not None and kind.short_products
+    if operand is not None and product is not None and product < 2 * operand and not short:
         rule = f">= 2 x bits.operand = {2 * operand} so that it holds every product"
         yield "bits.product", f"bits.product must be {rule}, got {product}"
     if product is not None and acc is not None and acc < product:
@@ -276,6 +269,34 @@ def _cross_checks(data: dict, bad: set[str]):
 
     sources = get("sources")
     for key in sources if isinstance(sources, dict) else ():
-        if key not in NUMBERS + CHOICES:
+        if key not in NUMBERS + CHOICES and not str(key).startswith("parameters."):
             text = f"sources must name keys of the description, got {_show(key)}"
             yield f"sources.{_show(key)}", text
+
+
+def _family_checks(kind: Family, get, data: dict):
+    """Yield what a description asks of its family that no machine of it can be."""
+    for key, choices in (
+        ("dataflow", kind.dataflows),
+        ("overflow", kind.overflow),
+        ("unsigned_acts", kind.unsigned_acts),
+    ):
+        value = get(key)
+        if value is not None and value not in choices:
+            wanted = ", ".join(_plain(choice) for choice in choices)
+            many = "one of " if len(choices) > 1 else ""
+            yield key, f"{key} of family {kind.name} must be {many}{wanted}, got {_plain(value)}"
+    given = data.get("parameters")
+    for name, value in given.items() if isinstance(given, dict) else ():
+        key = f"parameters.{name}"
+        if name not in kind.parameters:
+            wanted = ", ".join(kind.parameters) or "none"
+            yield key, f"parameters of family {kind.name} must be of {wanted}, got {_show(name)}"
+            continue
+        default, least, most = kind.parameters[name]
+        if get(key) is None or isinstance(value, bool) or not isinstance(value, int | float):
+            continue  # said by the check of its type
+        whole = isinstance(default, int)
+        if not least <= value <= most or (whole and not isinstance(value, int)):
+            sort = "a whole number" if whole else "a number"
+            yield key, f"{key} must be {sort} in {least}..{most}, got {_show(value)}"

@@ -43,12 +43,11 @@ def outputs(accel, table, repeats: int) -> list[float]:
 def products(accel, table, repeats: int) -> tuple[list[float], list[float], int]:
     """(patched, whole) products a second, and the outputs that the fault touches."""
     a, b, d = operands(*LAYER)
-    plan = accel.schedule.plan(accel, *LAYER)
     plain = clean(accel, a, b, d)
     rows = table_rows(table)
-    touched = int(walk_outputs(accel, plan, a, b, d, table, plain.copy()).sum())
+    touched = int(walk_outputs(accel, a, b, d, table, plain.copy()).sum())
     gemm(a, b, d, accel=accel, faults=rows, backend="replay")
-    patched = each(lambda: walk_outputs(accel, plan, a, b, d, table, plain.copy()), repeats)
+    patched = each(lambda: walk_outputs(accel, a, b, d, table, plain.copy()), repeats)
     whole = each(lambda: gemm(a, b, d, accel=accel, faults=rows, backend="replay"), repeats)
     return rates(patched, 1), rates(whole, 1), touched
 

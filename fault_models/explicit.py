@@ -66,15 +66,23 @@ def rows_of(
                 f"{where}: a single product reads its operands from outside; faults in memory "
                 "words need a network (fsim inject)"
             )
-        for name, value, size in (("row", fault.row, accel.rows), ("col", fault.col, accel.cols)):
+        height, width, words = accel.grid(component)
+        for name, value, size in (("row", fault.row, height), ("col", fault.col, width)):
             if not 0 <= value < size:
                 raise FaultError(f"{where}: {name} must be in 0..{size - 1}, got {value}")
+        word = -1
+        if words > 1:
+            word = 0 if fault.word is None else fault.word
+            if not 0 <= word < words:
+                raise FaultError(f"{where}: word must be in 0..{words - 1}, got {word}")
+        elif fault.word is not None:
+            raise FaultError(f"{where}: a single register has no word=, got {fault.word}")
         mask = mask_of(fault, component, where)
         effect, first, last = _window(fault, component, cycles, where)
         signed = not (unsigned_ifmap and component.role == "ifmap")
         row = rows[number]
         row["event"], row["image"], row["layer"] = number, -1, -1
-        row["component"], row["row"], row["col"], row["word"] = index, fault.row, fault.col, -1
+        row["component"], row["row"], row["col"], row["word"] = index, fault.row, fault.col, word
         row["effect"], row["first"], row["last"] = effect, first, last
         row["and_mask"], row["or_mask"], row["xor_mask"] = masks(
             fault.kind, mask, component.bits, signed

@@ -56,18 +56,21 @@ def _flips_at(space, cells, which, word, bit, width=1):
         name: np.array([getattr(cell, name) for cell in cells], np.int64)[which]
         for name in ("layer", "component", "bits")
     }
+    _, widths, files = np.array([cell.source.grid for cell in cells], np.int64)[which].T
     pes = np.array([cell.source.pes for cell in cells], np.int64)[which]
     signed = np.array([cell.source.signed for cell in cells])[which]
     table = space.accel.components
     net = np.array([table[cell.component].kind == "net" for cell in cells])[which]
     cycle, pe = np.divmod(word, pes)
-    row, col = np.divmod(pe, space.accel.cols)
+    pe, number = np.divmod(pe, files)
+    row, col = np.divmod(pe, widths)
     return flip_rows(
         len(which),
         layer=column["layer"],
         component=column["component"],
         row=row,
         col=col,
+        word=np.where(files > 1, number, -1),
         effect=np.where(net, LEVEL, STATE),
         first=cycle,
         last=cycle,

@@ -215,6 +215,7 @@ def _stored_accel(described: dict) -> Accel:
     keep = ("name", "family", "dataflow", "overflow", "unsigned_acts", "buffers", "sources")
     data = {key: described[key] for key in keep}
     data |= {"about": "stored in a trace", "bits": bits}
+    data["parameters"] = described.get("parameters", {})
     data["array"] = {"rows": described["rows"], "cols": described["cols"]}
     _, problems = check(data)
     if problems:

@@ -140,6 +140,9 @@ class Component:
     role      "ifmap", "filter", "product", "psum", "control": what it carries
     backends  which backends serve faults in it, from "reference", "tile", "replay"
     about     one line for `fsim accel show`
+    grid      (rows, columns) of such elements, where that is not one in every PE
+    words     of a register file in each place of the grid; a fault's `word` then is
+              the one it strikes, and -1 where there is one word only
     """
 
     name: str
@@ -148,3 +151,5 @@ class Component:
     role: str
     backends: tuple[str, ...]
     about: str
+    grid: tuple[int, int] | None = None
+    words: int = 1

@@ -147,8 +147,9 @@ def random_table(rng, accel: Accel, components: list[int], cycles: int, count: i
         if kind == 3:
             first, last = -1, FOREVER
         row[T_COMPONENT] = accel.component_index(component.name)
-        row[T_ROW], row[T_COL] = rng.integers(accel.rows), rng.integers(accel.cols)
-        row[T_WORD], row[T_AND] = -1, -1
+        height, width, words = accel.grid(component)
+        row[T_ROW], row[T_COL] = rng.integers(height), rng.integers(width)
+        row[T_WORD], row[T_AND] = -1 if words == 1 else rng.integers(words), -1
         row[T_EFFECT] = LEVEL if level else STATE
         row[T_FIRST], row[T_LAST] = first, last if level else first
         if kind == 0:

@@ -101,11 +101,8 @@ class Delta:
                 begin = int(tables.ops[index, K.SUMS])
                 self.known[piece, begin : begin + acc.shape[1]] = acc
         self.acc, self.logits = (np.concatenate(parts) for parts in zip(*answers))
-        folds = [
-            placement.accel.rows if placement.accel.dataflow != "os" else 1 << 40
-            for _ in program.ops
-        ]
-        self.fold_slots = np.array(folds, np.int64)
+        fold = placement.accel.loops.fold
+        self.fold_slots = np.full(len(program.ops), 1 << 40 if fold is None else fold, np.int64)
 
     def _frame(self, index: int) -> np.ndarray:
         """(images, h, w, c) uint8 view of an operation's frames."""

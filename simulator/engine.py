@@ -150,14 +150,15 @@ class FaultHooks:
     def plain(self, op: ArrayOp) -> bool:
         """Whether the machine's arithmetic is plain integer arithmetic for any codes."""
         accel = self.placement.accel
-        if accel.overflow == "wrap":
+        limit = accel.plain_limit()
+        if limit is None:
             return True
         low = self.placement.lowered[op.index]
         sources = [self.placement.program.ops[i] for i in op.inputs]
         largest = max(abs(x) for x in sources[0].range)
         weight = 1 << (accel.operand_bits - 1)
         bias = int(np.abs(op.bias).max(initial=0))
-        return low.k * largest * weight + bias < 1 << (accel.acc_bits - 1)
+        return low.k * largest * weight + bias <= limit
 
     def _walk(self, op: ArrayOp, inputs, acc, index, slot):
         """One image's products recomputed where faults touch them.
@@ -194,16 +195,15 @@ class FaultHooks:
         a, b, changed, parts = self._operand_variants(op, low, rows, group, a, b)
         exact = overflow_free(machine, a, b, d)
         out = clean(machine, a, b, d) if changed or not exact else plain.copy()
-        plan = machine.schedule.plan(machine, low.m, low.k, low.n)
-        self._run(machine, plan, a, b, d, table, out, exact, bool(parts))
+        self._run(machine, a, b, d, table, out, exact, bool(parts))
         for m, n, a_part, b_part in parts:
             part = clean(machine, a_part, b_part, d)
             exact = overflow_free(machine, a_part, b_part, d)
-            walk_outputs(machine, plan, a_part, b_part, d, table, part, everything=not exact)
+            walk_outputs(machine, a_part, b_part, d, table, part, everything=not exact)
             out[m, n] = part[m, n]
         return out, plain
 
-    def _run(self, machine, plan, a, b, d, table, out, exact, tiled):
+    def _run(self, machine, a, b, d, table, out, exact, tiled):
         """Patch `out` with the product under a fault table, by the backend in use."""
         if not len(table) and exact:
             return
@@ -215,7 +215,7 @@ class FaultHooks:
             backend = "replay" if all("replay" in c.backends for c in registers) else "tile"
         words_only = (stored and len(components) == 1) or (tiled and not components)
         if backend == "replay" or words_only:
-            walk_outputs(machine, plan, a, b, d, table, out, everything=not exact)
+            walk_outputs(machine, a, b, d, table, out, everything=not exact)
             return
         if stored or tiled:
             raise FaultError(
@@ -277,8 +277,7 @@ class FaultHooks:
 
     def _weight_tiles(self, a, b, weights, k, n, op):
         """Tiles of output positions that fetched wrong weights of their own."""
-        accel = self.placement.accel
-        side = accel.rows if accel.dataflow == "os" else accel.cols
+        side = self.placement.accel.loops.m or self.placement.lowered[op.index].m
         first, lasting = weights["first"], weights["effect"] == LEVEL
         tiles = np.unique(first)
         if lasting.any():

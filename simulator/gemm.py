@@ -87,10 +87,7 @@ def gemm(
            [35,  4]])
     """
     accel = configure(accel, dataflow=dataflow, rows=rows, cols=cols)
-    if truncate:
-        raise MappingError(
-            f"truncate must be 0 on {accel.name}: it has no output truncation, got {truncate}"
-        )
+    accel = with_truncation(accel, truncate)
     if backend not in BACKENDS:
         raise ConfigError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     unsigned = accel.unsigned_acts and np.asarray(a).dtype.kind == "u"
@@ -113,10 +110,7 @@ def gemm(
         out = golden
     elif used == "replay":
         out = golden.copy()
-        plan = machine.schedule.plan(machine, m, k, n)
-        walk_outputs(
-            machine, plan, a, b, d, table, out, everything=not overflow_free(machine, a, b, d)
-        )
+        walk_outputs(machine, a, b, d, table, out, everything=not overflow_free(machine, a, b, d))
     else:
         if used == "reference":
             out, waves = machine.cycle.run(machine, a, b, d, table, waveform)
@@ -142,6 +136,19 @@ def configure(accel: str | Accel, *, dataflow=None, rows=None, cols=None) -> Acc
             f"got {dataflow!r}"
         )
     return replace(accel, **overrides, **({"dataflow": dataflow} if dataflow else {}))
+
+
+def with_truncation(accel: Accel, truncate: int) -> Accel:
+    """The machine with its output stage set to drop `truncate` bits."""
+    if truncate and not accel.kind.truncates:
+        raise MappingError(
+            f"truncate must be 0 on {accel.name}: it has no output truncation, got {truncate}"
+        )
+    if isinstance(truncate, bool) or not isinstance(truncate, int | np.integer):
+        raise ConfigError(f"truncate must be an integer, got {truncate!r}")
+    if not 0 <= truncate < 32:
+        raise ConfigError(f"truncate must be in 0..31, got {truncate}")
+    return replace(accel, truncate=int(truncate)) if truncate else accel
 
 
 def check_operands(
@@ -230,18 +237,16 @@ def overflow_free(accel: Accel, a: np.ndarray, b: np.ndarray, d: np.ndarray) -> 
     largest = int(np.abs(a).max()) * int(np.abs(b).max())
     if largest >= 1 << (accel.product_bits - 1):
         return False
-    if accel.overflow == "wrap":
-        return True
-    return _bound(a, b) + int(np.abs(d).max()) < 1 << (accel.acc_bits - 1)
+    limit = accel.plain_limit()
+    return limit is None or _bound(a, b) + int(np.abs(d).max()) <= limit
 
 
 def clean(accel: Accel, a: np.ndarray, b: np.ndarray, d: np.ndarray) -> np.ndarray:
     """The fault-free result, (m, n) int64."""
     if not overflow_free(accel, a, b, d):
         out = np.zeros_like(d)
-        plan = accel.schedule.plan(accel, a.shape[0], a.shape[1], b.shape[1])
         none = np.zeros((0, 10), np.int64)
-        walk_outputs(accel, plan, a, b, d, none, out, everything=True)
+        walk_outputs(accel, a, b, d, none, out, everything=True)
         return out
     if _bound(a, b) < 1 << 53:
         product = (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int64)

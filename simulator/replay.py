@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from fsim.accel_models.accel import Accel
-from fsim.accel_models.plan import Plan
 from fsim.types import T_LAST, T_WORD
 
 from .kernels import replay as kernels
@@ -21,7 +20,6 @@ def component_bits(accel: Accel) -> np.ndarray:
 
 def walk_outputs(
     accel: Accel,
-    plan: Plan,
     a: np.ndarray,
     b: np.ndarray,
     d: np.ndarray,
@@ -39,6 +37,9 @@ def walk_outputs(
                 is the machine's arithmetic
     Returns the touched outputs as a (m, n) bool array.
     """
+    if not hasattr(accel.schedule, "plan"):
+        return accel.replay.run(accel, a, b, d, table, out, everything)
+    plan = accel.schedule.plan(accel, a.shape[0], a.shape[1], b.shape[1])
     if plan.transposed:
         a, b, d = b.T, a.T, d.T
         out = out.T

@@ -119,6 +119,7 @@ class RegisterSites:
     """One register or net of the PEs during one layer.
 
     component  index in the machine's table
+    grid       (rows, columns, words each)
     cycles     of one image's schedule of the layer
     signed     two's complement words (False: unsigned activations)
     """
@@ -128,13 +129,18 @@ class RegisterSites:
     component: int
     component_name: str
     bits: int
-    pes: int
+    grid: tuple[int, int, int]
     cycles: int
     signed: bool = True
 
     @property
+    def pes(self) -> int:
+        """Words in the whole array at one time."""
+        return math.prod(self.grid)
+
+    @property
     def sites(self) -> int:
-        """bits x PEs x cycles of one image."""
+        """bits x words x cycles of one image."""
         return self.bits * self.pes * self.cycles
 
 
@@ -182,7 +188,8 @@ class Placement:
     def cycles(self, index: int) -> int:
         """Cycles of one image's schedule of an array operation."""
         low = self.lowered[index]
-        return low.groups * self.group_cycles(index)
+        own = getattr(self.accel.schedule, "layer_cycles", None)
+        return own(self.accel, low) if own else low.groups * self.group_cycles(index)
 
     def group_cycles(self, index: int) -> int:
         """Cycles of one group's product."""
@@ -191,9 +198,8 @@ class Placement:
 
     def folds(self, index: int) -> int:
         """How often the sum of one output is stored."""
-        if self.accel.dataflow == "os":
-            return 1
-        return ceil_div(self.lowered[index].k, self.accel.rows)
+        fold = self.accel.loops.fold
+        return 1 if fold is None else ceil_div(self.lowered[index].k, fold)
 
     def _root(self, index: int) -> int:
         """The operation whose stored words tensor `index` shows (through views)."""
@@ -213,7 +219,7 @@ class Placement:
 
     def weights_once(self, op: ArrayOp) -> bool:
         """Whether every weight word has one residency."""
-        return self.accel.dataflow == "ws" or self.weights_fit(op)
+        return self.accel.loops.weights_once or self.weights_fit(op)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -295,34 +301,32 @@ class Placement:
         return slot, fetch
 
     def position_tiles(self, index: int) -> int:
-        """Tiles of output positions an operation is cut into (not weight stationary)."""
-        side = self.accel.rows if self.accel.dataflow == "os" else self.accel.cols
-        return ceil_div(self.lowered[index].m, side)
+        """Tiles of output positions an operation is cut into."""
+        side = self.accel.loops.m
+        return 1 if side is None else ceil_div(self.lowered[index].m, side)
+
+    def _tiles(self, index: int) -> tuple[int, int, int]:
+        """How many tiles an operation's n, m and k axes are cut into, outermost first."""
+        low, loops = self.lowered[index], self.accel.loops
+        return tuple(
+            1 if side is None else ceil_div(size, side)
+            for size, side in ((low.n, loops.n), (low.m, loops.m), (low.k, loops.k))
+        )
 
     def fetch_groups(self, index: int) -> int:
         """How often an array operation fetches activations that do not stay on chip."""
         if isinstance(self.program.ops[index], MatMul):
             return 1
-        low, accel = self.lowered[index], self.accel
-        folds = ceil_div(low.k, accel.rows)
-        if accel.dataflow == "os":
-            return low.groups * self.position_tiles(index)
-        if accel.dataflow == "ws":
-            return low.groups * ceil_div(low.n, accel.cols) * folds
-        return low.groups * self.position_tiles(index) * folds
+        return self.lowered[index].groups * math.prod(self._tiles(index))
 
     def fetch_scope(self, index: int, fetch: int) -> tuple[int, slice, slice, slice]:
         """(group, m slice, k slice, n slice) of products that read one fetch."""
-        low, accel = self.lowered[index], self.accel
-        per_group = self.fetch_groups(index) // low.groups
-        group, fetch = divmod(fetch, per_group)
-        every = slice(None)
-        if accel.dataflow == "os":
-            return group, _tile(fetch, accel.rows), every, every
-        tile, fold = divmod(fetch, ceil_div(low.k, accel.rows))
-        if accel.dataflow == "ws":
-            return group, every, _tile(fold, accel.rows), _tile(tile, accel.cols)
-        return group, _tile(tile, accel.cols), _tile(fold, accel.rows), every
+        loops = self.accel.loops
+        _, m_tiles, k_tiles = tiles = self._tiles(index)
+        group, fetch = divmod(fetch, math.prod(tiles))
+        rest, fold = divmod(fetch, k_tiles)
+        n, m = divmod(rest, m_tiles)
+        return group, _tile(m, loops.m), _tile(fold, loops.k), _tile(n, loops.n)
 
     def _fetched_words(self, reader: ArrayOp) -> Iterable[tuple[int, np.ndarray]]:
         low = self.lowered[reader.index]
@@ -334,7 +338,6 @@ class Placement:
     @cached_property
     def register_sites(self) -> tuple[RegisterSites, ...]:
         """Registers and nets of the PEs, layer by layer."""
-        pes = self.accel.rows * self.accel.cols
         return tuple(
             RegisterSites(
                 op.index,
@@ -342,7 +345,7 @@ class Placement:
                 number,
                 component.name,
                 component.bits,
-                pes,
+                self.accel.grid(component),
                 self.cycles(op.index),
                 component.role != "ifmap" or self.program.ops[op.inputs[0]].signed,
             )
@@ -352,7 +355,10 @@ class Placement:
         )
 
 
-def _tile(number: int, size: int) -> slice:
+def _tile(number: int, size: int | None) -> slice:
+    """The whole axis where it is not cut."""
+    if size is None:
+        return slice(None)
     return slice(number * size, (number + 1) * size)
 
 
@@ -442,10 +448,19 @@ def check_rows(placement: Placement, rows: np.ndarray, images: int) -> None:
     low = np.where(memory, 0, -1)
     refuse((rows["layer"] < low) | (rows["layer"] > last), f"layer must be in 0..{last}",
            rows["layer"])  # fmt: skip
-    for name, size in (("row", accel.rows), ("col", accel.cols)):
-        bad = ~memory & ((rows[name] < 0) | (rows[name] >= size))
-        refuse(bad, f"{name} must be in 0..{size - 1}", rows[name])
-    refuse(~memory & (rows["word"] != -1), "word of a register must be -1", rows["word"])
+    for number, one in enumerate(accel.components):
+        mine = component == number
+        if one.kind == "memory" or not mine.any():
+            continue
+        height, width, words = accel.grid(one)
+        for name, size in (("row", height), ("col", width)):
+            bad = mine & ((rows[name] < 0) | (rows[name] >= size))
+            refuse(bad, f"{name} must be in 0..{size - 1}", rows[name])
+        if words == 1:
+            refuse(mine & (rows["word"] != -1), "word of a register must be -1", rows["word"])
+        else:
+            bad = mine & ((rows["word"] < 0) | (rows["word"] >= words))
+            refuse(bad, f"word must be in 0..{words - 1}", rows["word"])
     refuse((rows["effect"] < 0) | (rows["effect"] > 1), "effect must be 0 or 1", rows["effect"])
     names = {component.name: i for i, component in enumerate(accel.components)}
     lasting = memory & (rows["effect"] == LEVEL)

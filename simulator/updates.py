@@ -69,7 +69,7 @@ def changed_sums(
             (where[count:], value[count:]),
         )  # fmt: skip
     if len(psums):
-        slots = low.k if placement.accel.dataflow == "os" else placement.accel.rows
+        slots = placement.accel.loops.fold or low.k
         folds = int(batch.rows["first"][psums].max()) + 1
         order = _order(batch, psums, slot, low.m * low.outputs, folds)
         # A sum that several kinds change is computed with all of them here: it comes last.

@@ -24,7 +24,7 @@ def walkable(placement: Placement, op: ArrayOp, rows: np.ndarray) -> np.ndarray:
     """(f,) bool: whether `register_sums` has the machine's arithmetic for a fault in `op`."""
     accel = placement.accel
     none = np.zeros(len(rows), bool)
-    if isinstance(op, MatMul) or accel.overflow != "wrap":
+    if isinstance(op, MatMul) or accel.overflow != "wrap" or not hasattr(accel.schedule, "plan"):
         return none
     source = placement.program.ops[op.inputs[0]]
     largest = max(map(abs, source.range)) * int(np.abs(op.weight).max(initial=0))

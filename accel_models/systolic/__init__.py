@@ -1,1 +1,10 @@
 """`systolic`: the default machine, any rows x cols, weight, output and input stationary."""
+
+from ..families import Family
+
+FAMILY = Family(
+    name="systolic",
+    dataflows=("ws", "os", "is"),
+    overflow=("wrap", "saturate"),
+    unsigned_acts=(False, True),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import click
@@ -39,9 +40,11 @@ def list_command(as_json: bool):
                 f"{machine.operand_bits}/{machine.product_bits}/{machine.acc_bits}",
                 machine.dataflow,
                 " ".join(machine.dataflows),
+                machine.kind.evidence or UNCHECKED,
             )
         )
-    click.echo(table(("name", "family", "PEs", "bits", "default", "dataflows"), rows))
+    heads = ("name", "family", "PEs", "bits", "default", "dataflows", "checked against")
+    click.echo(table(heads, rows))
     click.echo("\nbits: operand/product/accumulator. More with: fsim accel show NAME")
 
 
@@ -51,6 +54,7 @@ def _summary(machine) -> dict:
         for field in dataclasses.fields(machine)
         if field.name not in ("buffers", "sources")
     }
+    values["evidence"] = machine.kind.evidence or UNCHECKED
     return values | {name: dataclasses.asdict(b) for name, b in machine.buffers.items()}
 
 
@@ -100,6 +104,7 @@ def show(name, settings, dataflow, shape, as_yaml, as_json):
             [
                 ("name", machine.name),
                 ("family", machine.family),
+                ("checked against", machine.kind.evidence or UNCHECKED),
                 ("dataflow", f"{machine.dataflow} (can run {', '.join(machine.dataflows)})"),
                 ("PEs", f"{machine.rows} rows x {machine.cols} columns"),
                 (
@@ -140,6 +145,8 @@ def show(name, settings, dataflow, shape, as_yaml, as_json):
         click.echo("\nWhere the numbers come from: the description does not say")
 
 
+UNCHECKED = "not checked against RTL"
+
 _OVERFLOW = {"wrap": "sums wrap", "saturate": "sums saturate"}
 
 
@@ -148,7 +155,7 @@ def _component(machine, component) -> dict:
     if component.kind == "memory":
         count = int(machine.buffers[component.name].kib * 8192) // component.bits
     else:
-        count = machine.rows * machine.cols
+        count = math.prod(machine.grid(component))
     return {**dataclasses.asdict(component), "count": count}
 
 

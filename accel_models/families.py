@@ -1,0 +1,135 @@
+"""The machine families there are, fsim's own and those of plug-ins.
+
+A family is a package with
+
+    FAMILY        a `Family`, in `__init__.py`
+    schedule.py   components(accel), cycles(accel, m, k, n), and what is listed below
+    cycle.py      run(...): the cycle-level reference (`fsim.simulator.reference`)
+    tile.py       run(...): the compiled cycle-level simulation
+    replay.py     only without an accumulation plan, see below
+
+and optional functions of schedule.py, each with a default:
+
+    plan(accel, m, k, n) -> Plan
+        The accumulation plan (`plan.py`), by which the replay kernels all machines
+        share do their work. A family without one has `replay.py` with
+        run(accel, a, b, d, table, out, everything) -> (m, n) bool: overwrite the
+        outputs that faults touch (all of them: `everything`), return which.
+    plain_limit(accel) -> int
+        Largest |sum| for which the machine's arithmetic without faults is that of
+        integers, -1 if never. Default: what acc_bits holds; unlimited where sums wrap.
+    loops(accel) -> Loops
+        How a product is cut into tiles, for what the memories hold when. Default: by
+        the dataflow, see `Loops`.
+    layer_cycles(accel, low) -> int
+        Cycles of one image's layer, `low` being a `fsim.simulator.lower.Lowered`.
+        Default: groups x cycles(m, k, n).
+
+Families of other distributions come through the entry-point group
+`fsim.accelerators`: name of the family -> its package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
+from types import ModuleType
+
+from fsim.errors import ConfigError
+
+GROUP = "fsim.accelerators"
+
+BUILT_IN = ("systolic", "gemmini", "pipelined")
+"""Folders beside this file."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the machines of a family can be.
+
+    name           as descriptions name it
+    dataflows      those it can run
+    overflow       what adders may do beyond acc_bits: of "wrap", "saturate"
+    unsigned_acts  whether activations may be unsigned: of False, True
+    truncates      it has an output stage that drops `truncate` bits (`fsim.gemm`)
+    short_products a product may be cut to fewer bits than both operands have
+    parameters     name of a family's own number -> (default, smallest, largest); they are
+                   the keys under `parameters` of a description
+    evidence       what its cycle-level reference was compared with, one line; "" if it was
+                   made from documents only
+    presets        folder with descriptions, for families of plug-ins
+    """
+
+    name: str
+    dataflows: tuple[str, ...]
+    overflow: tuple[str, ...] = ("wrap",)
+    unsigned_acts: tuple[bool, ...] = (False,)
+    truncates: bool = False
+    short_products: bool = False
+    parameters: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    evidence: str = ""
+    presets: str | None = None
+
+
+@dataclass(frozen=True)
+class Loops:
+    """The tiles a product (m, k)(k, n) is worked off in.
+
+    m, k, n  edge of the tile that one fetch of activations serves, None: the whole axis.
+             The loops run n outermost, then m, then k.
+    fold     multiply-adds after which a partial sum is stored, None: never before the end
+    weights_once  every weight word is read in one tile of positions only
+    """
+
+    m: int | None
+    k: int | None
+    n: int | None
+    fold: int | None
+    weights_once: bool = False
+
+
+def default_loops(accel) -> Loops:
+    """The tiles of a systolic array, by dataflow."""
+    rows, cols = accel.rows, accel.cols
+    return {
+        "ws": Loops(None, rows, cols, rows, weights_once=True),
+        "os": Loops(rows, None, None, None),
+        "is": Loops(cols, rows, None, rows),
+    }[accel.dataflow]
+
+
+@cache
+def family_names() -> tuple[str, ...]:
+    """Names of all families, fsim's own first."""
+    found = {point.name for point in metadata.entry_points(group=GROUP)}
+    return BUILT_IN + tuple(sorted(found - set(BUILT_IN)))
+
+
+@cache
+def package(name: str) -> ModuleType:
+    """The package of a family; ConfigError if there is none of that name or it is broken."""
+    if name in BUILT_IN:
+        return importlib.import_module(f"{__package__}.{name}")
+    for point in metadata.entry_points(group=GROUP):
+        if point.name == name:
+            try:
+                found = importlib.import_module(point.value)
+            except ImportError as error:
+                raise ConfigError(
+                    f"the plug-in of family {name!r} must be importable, got {error} "
+                    f"(entry point {point.value!r})"
+                ) from error
+            return found
+    raise ConfigError(f"family must be one of {', '.join(family_names())}, got {name!r}")
+
+
+def family(name: str) -> Family:
+    """The declaration of a family; ConfigError as in `package`."""
+    found = getattr(package(name), "FAMILY", None)
+    if not isinstance(found, Family) or found.name != name:
+        raise ConfigError(
+            f"the package of family {name!r} must define FAMILY with that name, got {found!r}"
+        )
+    return found
