@@ -5,7 +5,8 @@ A family is a package with
     FAMILY        a `Family`, in `__init__.py`
     schedule.py   components(accel), cycles(accel, m, k, n), and what is listed below
     cycle.py      run(...): the cycle-level reference (`fsim.simulator.reference`)
-    tile.py       run(...): the compiled cycle-level simulation
+    tile.py       run(...): the compiled cycle-level simulation; may be absent if no
+                  component claims the backend "tile"
     replay.py     only without an accumulation plan, see below
 
 and optional functions of schedule.py, each with a default:
@@ -32,6 +33,7 @@ Families of other distributions come through the entry-point group
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -101,10 +103,31 @@ def default_loops(accel) -> Loops:
 
 
 @cache
+def plugin_names() -> tuple[str, ...]:
+    """Names of the families that other distributions bring, sorted; fsim's own go first."""
+    found = {point.name for point in metadata.entry_points(group=GROUP)}
+    return tuple(sorted(found - set(BUILT_IN)))
+
+
 def family_names() -> tuple[str, ...]:
     """Names of all families, fsim's own first."""
-    found = {point.name for point in metadata.entry_points(group=GROUP)}
-    return BUILT_IN + tuple(sorted(found - set(BUILT_IN)))
+    return BUILT_IN + plugin_names()
+
+
+def broken_plugins() -> dict[str, str]:
+    """Name of every plug-in family that does not load -> why."""
+    found = {}
+    for name in plugin_names():
+        try:
+            family(name)
+        except ConfigError as error:
+            found[name] = str(error)
+    return found
+
+
+def has_tile(name: str) -> bool:
+    """Whether a family has a compiled cycle-level simulation."""
+    return importlib.util.find_spec(f"{package(name).__name__}.tile") is not None
 
 
 @cache
@@ -115,13 +138,13 @@ def package(name: str) -> ModuleType:
     for point in metadata.entry_points(group=GROUP):
         if point.name == name:
             try:
-                found = importlib.import_module(point.value)
-            except ImportError as error:
+                return importlib.import_module(point.value)
+            # Whatever a plug-in does wrong on import is the plug-in's, not the user's.
+            except Exception as error:
                 raise ConfigError(
-                    f"the plug-in of family {name!r} must be importable, got {error} "
-                    f"(entry point {point.value!r})"
+                    f"the plug-in of family {name!r} must be importable, got "
+                    f"{type(error).__name__}: {error} (entry point {point.value!r})"
                 ) from error
-            return found
     raise ConfigError(f"family must be one of {', '.join(family_names())}, got {name!r}")
 
 

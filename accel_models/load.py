@@ -16,6 +16,8 @@ from pathlib import Path
 import yaml
 
 from fsim.accel_models.accel import MEMORIES, Accel
+from fsim.accel_models.families import family, plugin_names
+from fsim.accel_models.schema import NAME as _NAME
 from fsim.accel_models.schema import Description, check
 from fsim.errors import ConfigError
 
@@ -42,9 +44,25 @@ OVERRIDES: dict[str, str] = {
 """Names that `overrides` and `--set` take -> key of the description; `parameters.NAME` too."""
 
 
+def presets() -> dict[str, Path]:
+    """Name -> file of every preset, sorted; those of plug-ins too, fsim's own names first.
+
+    A plug-in that does not load has none: `broken_plugins` says why.
+    """
+    found = {path.stem: path for path in PRESETS.glob("*.yaml")}
+    for name in plugin_names():
+        try:
+            folder = family(name).presets
+        except ConfigError:
+            continue
+        for path in sorted(Path(folder).glob("*.yaml")) if folder else ():
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
 def list_accels() -> list[str]:
     """Names of the presets, sorted."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    return list(presets())
 
 
 def load_accel(
@@ -110,8 +128,11 @@ def read_description(
 def _find(name_or_path: str | Path) -> tuple[Path, str]:
     """(path, what messages call it) of a preset or a user's file."""
     text = str(name_or_path)
-    if isinstance(name_or_path, str) and text in list_accels():
-        return PRESETS / f"{text}.yaml", f"{text}.yaml"
+    own = PRESETS / f"{text}.yaml"
+    if isinstance(name_or_path, str) and _NAME.fullmatch(text):
+        path = own if own.is_file() else presets().get(text)
+        if path is not None:
+            return path, f"{text}.yaml"
     path = Path(name_or_path)
     if isinstance(name_or_path, Path) or path.suffix in SUFFIXES or len(path.parts) > 1:
         return path, text

@@ -38,7 +38,9 @@ MAX_ACC_BITS = 48
 
 MAX_KIB = 1 << 20
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a machine may be called."""
+
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -229,7 +231,7 @@ def _cross_checks(data: dict, bad: set[str]):
         return value
 
     name = get("name")
-    if isinstance(name, str) and not _NAME.fullmatch(name):
+    if isinstance(name, str) and not NAME.fullmatch(name):
         rule = "1 to 64 letters, digits, dots, dashes and underscores"
         yield "name", f"name must be {rule}, got {_show(name)}"
 

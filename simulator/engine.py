@@ -19,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fsim.accel_models.families import has_tile
 from fsim.errors import FaultError
 from fsim.types import LEVEL, fault_table
 
@@ -212,7 +213,10 @@ class FaultHooks:
         backend = self.backend
         if backend == "auto":
             registers = [c for c in components if c.kind != "memory"]
-            backend = "replay" if all("replay" in c.backends for c in registers) else "tile"
+            if all("replay" in c.backends for c in registers):
+                backend = "replay"
+            else:
+                backend = "tile" if has_tile(machine.family) else "reference"
         words_only = (stored and len(components) == 1) or (tiled and not components)
         if backend == "replay" or words_only:
             walk_outputs(machine, a, b, d, table, out, everything=not exact)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fsim.accel_models.accel import Accel
+from fsim.accel_models.families import has_tile
 from fsim.accel_models.load import load_accel
 from fsim.errors import ConfigError, FaultError, MappingError
 from fsim.fault_models.explicit import rows_of
@@ -208,11 +209,18 @@ def choose_backend(accel: Accel, rows: np.ndarray, backend: str, waveform: bool)
         raise FaultError("backend must be reference or tile for a waveform, got replay")
     if backend == "auto":
         if waveform:
-            return "tile"
+            return "tile" if has_tile(accel.family) else "reference"
         if not len(rows):
             return "clean"
         replayable = all("replay" in component.backends for component in components)
-        return "replay" if replayable else "tile"
+        if replayable:
+            return "replay"
+        return "tile" if has_tile(accel.family) else "reference"
+    if backend == "tile" and not has_tile(accel.family):
+        raise FaultError(
+            f"backend must be reference or replay on {accel.name}, whose family has no compiled "
+            "cycle-level simulation, got tile"
+        )
     for component in components:
         if backend not in component.backends:
             raise FaultError(

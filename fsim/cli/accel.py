@@ -23,9 +23,12 @@ def accel():
 @json_option
 def list_command(as_json: bool):
     """The presets."""
-    from fsim.accel_models.load import PRESETS, list_accels, read_description
+    from fsim.accel_models.families import broken_plugins
+    from fsim.accel_models.load import presets, read_description
 
-    found = [read_description(PRESETS / f"{name}.yaml", f"{name}.yaml") for name in list_accels()]
+    found = [read_description(path, f"{name}.yaml") for name, path in presets().items()]
+    for problem in broken_plugins().values():
+        click.echo(f"warning: {one_line(problem)}", err=True)
     if as_json:
         print_json([_summary(item.to_accel()) | {"about": item.about} for item in found])
         return
