@@ -43,7 +43,7 @@ from fsim.errors import ConfigError
 
 GROUP = "fsim.accelerators"
 
-BUILT_IN = ("systolic", "gemmini", "pipelined")
+BUILT_IN = ("systolic", "gemmini", "pipelined", "nvdla")
 """Folders beside this file."""
 
 

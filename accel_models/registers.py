@@ -126,16 +126,17 @@ def read_faults(accel, table: np.ndarray) -> Faults:
                 f"a cycle-level run takes faults of registers and nets, "
                 f"got memory {component.name!r} {where}"
             )
-        if not (0 <= row < accel.rows and 0 <= col < accel.cols):
+        rows, cols, _ = accel.grid(component)
+        if not (0 <= row < rows and 0 <= col < cols):
             raise FaultError(
-                f"a fault of {component.name!r} must lie inside the {accel.rows} x {accel.cols} "
+                f"a fault of {component.name!r} must lie inside the {rows} x {cols} "
                 f"array, got row={row}, col={col} {where}"
             )
         level = entry[T_EFFECT] == LEVEL
         strike = Strike(
             component=component.name,
             bits=component.bits,
-            row=row,
+            row=row // component.shared,
             col=col,
             level=level,
             first=entry[T_FIRST],

@@ -143,6 +143,8 @@ class Component:
     grid      (rows, columns) of such elements, where that is not one in every PE
     words     of a register file in each place of the grid; a fault's `word` then is
               the one it strikes, and -1 where there is one word only
+    shared    rows of the grid that share one element: rows r to r + shared - 1 are the
+              same one if r is a multiple of it
     """
 
     name: str
@@ -153,3 +155,4 @@ class Component:
     about: str
     grid: tuple[int, int] | None = None
     words: int = 1
+    shared: int = 1

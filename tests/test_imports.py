@@ -29,10 +29,10 @@ def layer(name: str) -> str:
     if parts[1] in ("types", "errors", "files", "parse", "machine", "words"):
         return "types"
     if parts[1] == "accel_models":
-        return "tile" if parts[-1] == "tile" else "accel_models"
+        return "tile" if parts[-1] in ("tile", "replay") else "accel_models"
     if parts[1] == "simulator":
         return "kernels" if parts[2:3] == ["kernels"] else "simulator"
-    known = ("jit", "fault_models", "nas", "session", "threads", "campaign", "report")
+    known = ("jit", "fault_models", "nas", "session", "threads", "campaign", "fit", "report")
     own = parts[1] if parts[1] in known else "cli"
     return "session" if own == "threads" else own
 
@@ -50,8 +50,9 @@ BELOW = {
 BELOW["nas"] = BELOW["simulator"] | {"nas"}
 BELOW["session"] = BELOW["nas"] | {"session"}
 BELOW["campaign"] = BELOW["session"] | {"campaign"}
+BELOW["fit"] = BELOW["campaign"] | {"fit"}
 BELOW["report"] = BELOW["campaign"] | {"report"}
-BELOW["cli"] = BELOW["report"] | {"cli"}
+BELOW["cli"] = BELOW["report"] | BELOW["fit"] | {"cli"}
 """Layer -> layers it may import. `fsim.jit` is for kernels and tiles alone."""
 
 COLUMNS = {"fsim.types", "fsim.accel_models.plan"}
@@ -72,6 +73,7 @@ LIBRARIES = {
     "nas": {"numpy", "scipy", "torch", "safetensors", "sklearn", "h5py", "matplotlib", "optuna"},
     "session": {"numpy", "numba", "torch"},
     "campaign": {"numpy", "numba", "torch"},
+    "fit": {"numpy"},
     "report": {"numpy", "scipy", "matplotlib"},
     "cli": {"numpy", "click", "torch", "numba", "matplotlib", "h5py", "scipy", "yaml"},
 }
