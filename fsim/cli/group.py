@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "curve": ("fsim.cli.curve:curve", "Accuracy at any bit error rate, from one campaign."),
     "chips": ("fsim.cli.chips:chips", "Chips with fixed faults: quantiles and yield."),
     "protect": ("fsim.cli.protect:protect", "Which bits, layers and registers to protect."),
+    "fit": ("fsim.cli.fit:fit", "Failures in time (FIT), and safety metrics, of campaigns."),
     "compare": ("fsim.cli.compare:compare", "Two campaigns, fault by fault."),
     "merge": ("fsim.cli.merge:merge", "Join the parts of a campaign (--shard)."),
     "trace": ("fsim.cli.trace:trace", "Show a trace, export it as CSV or Parquet."),
