@@ -43,7 +43,7 @@ from fsim.errors import ConfigError
 
 GROUP = "fsim.accelerators"
 
-BUILT_IN = ("systolic", "gemmini", "pipelined", "nvdla")
+BUILT_IN = ("systolic", "gemmini", "pipelined", "tpu", "nvdla")
 """Folders beside this file."""
 
 

@@ -56,7 +56,12 @@ STAGES = ("moving", "weight", "product", "preload", "acc-in", "acc-out", "drain"
     S_E_J,
     S_LAST_HOLDS,
     S_LAST_E,
-) = range(23)
+    S_PHASES,
+) = range(24)
+
+# Phases a segment has a part in: the first one of a machine with double buffers may be
+# prepared at another distance than those that follow.
+EVERY, FIRST, LATER = range(3)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Segment:
                 hold; None: one cycle
     last_hold   const or None: in the last slot the value stays until base +
                 last_hold (a sum waiting to be read)
+    phases      EVERY phase, the FIRST alone, or those LATER
     """
 
     components: tuple[int, int]
@@ -84,6 +90,7 @@ class Segment:
     hi: tuple[int, int, int] = (0, 0, 0)
     hold: tuple[int, int, int, int] | None = None
     last_hold: int | None = None
+    phases: int = EVERY
 
     def row(self) -> list[int]:
         """The segment as one row of the integer table (columns S_*)."""
@@ -99,6 +106,7 @@ class Segment:
             *(self.hold or (0, 0, 0, 0)),
             self.last_hold is not None,
             self.last_hold or 0,
+            self.phases,
         ]
 
 

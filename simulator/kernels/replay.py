@@ -17,6 +17,8 @@ from fsim.accel_models.plan import (
     ACC_IN,
     ACC_OUT,
     DRAIN,
+    FIRST,
+    LATER,
     MOVING,
     P_ACC_BITS,
     P_BASE0,
@@ -51,6 +53,7 @@ from fsim.accel_models.plan import (
     S_LO,
     S_LO_J,
     S_LO_Q,
+    S_PHASES,
     S_ROW_HOPS,
     S_STAGE,
     S_T,
@@ -108,6 +111,14 @@ def apply_mask(value, table, fault, bits, times):
     if times % 2 == 0:
         value ^= xor & and_ & ~or_
     return wrap(value, bits)
+
+
+@kernel
+def takes_part(seg, component, phase):
+    """Whether segment row `seg` is of this component in this phase."""
+    if (seg[S_PHASES] == FIRST and phase > 0) or (seg[S_PHASES] == LATER and phase == 0):
+        return False
+    return component == seg[S_EVEN + phase % 2]
 
 
 @kernel
@@ -193,7 +204,6 @@ def collect(plan, segments, table, phase, p, j, found, known, pairs):
     """
     slots = plan[P_SLOTS]
     base = plan[P_BASE0] + phase * plan[P_PHASE_CYCLES]
-    parity = S_EVEN + phase % 2
     count = 0
     stages = np.int64(0)
     lowest, highest = slots, np.int64(-1)
@@ -201,7 +211,7 @@ def collect(plan, segments, table, phase, p, j, found, known, pairs):
         f, s, l = found[i, C_FAULT], found[i, C_SEGMENT], found[i, C_HOP]
         u_lo, u_hi = found[i, C_U_LO], found[i, C_U_HI]
         seg = segments[s]
-        if table[f, T_COMPONENT] != seg[parity]:
+        if not takes_part(seg, table[f, T_COMPONENT], phase):
             continue
         first, last = table[f, T_FIRST], table[f, T_LAST]
         stage = seg[S_STAGE]
@@ -455,7 +465,7 @@ def mark(plan, segments, table, touched):
             phase_lo = max(np.int64(0), -((base0 + latest - first) // phase_cycles))
             phase_hi = min(phases - 1, (last - base0 - earliest) // phase_cycles)
             for phase in range(phase_lo, phase_hi + 1):
-                if component != seg[S_EVEN + phase % 2]:
+                if not takes_part(seg, component, phase):
                     continue
                 base = base0 + phase * phase_cycles
                 if output_stationary:
@@ -505,7 +515,7 @@ def replay(a, b_t, d, plan, segments, table, bits, touched, out):
     a        (m, k) int64 codes
     b_t      (n, k) int64 codes: the second operand, transposed
     d        (m, n) int64 bias
-    plan     (16,) int64, segments (s, 23) int64, table (f, 10) int64
+    plan     (16,) int64, segments (s, 24) int64, table (f, 10) int64
     bits     (components,) int64 widths
     touched  (m, n) uint8 from `mark`
     out      (m, n) int64, overwritten where touched
