@@ -43,7 +43,7 @@ from fsim.errors import ConfigError
 
 GROUP = "fsim.accelerators"
 
-BUILT_IN = ("systolic", "gemmini", "pipelined", "tpu", "nvdla")
+BUILT_IN = ("systolic", "gemmini", "pipelined", "tpu", "nvdla", "eyeriss")
 """Folders beside this file."""
 
 

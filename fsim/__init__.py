@@ -29,6 +29,8 @@ _PUBLIC = {
     "load_accel": "fsim.accel_models.load",
     "gemm": "fsim.simulator.gemm",
     "GemmResult": "fsim.simulator.gemm",
+    "row_conv": "fsim.simulator.row_conv",
+    "RowConvResult": "fsim.simulator.row_conv",
     "attach": "fsim.simulator.attach",
     "run_campaign": "fsim.campaign.api",
     "read_campaign": "fsim.campaign.results",
