@@ -18,22 +18,68 @@ MEMORIES = ("acts", "weights", "psums")
 """On-chip tensor memories of every machine: feature maps, filters, partial sums."""
 
 
+PROTECTIONS = ("none", "parity", "secded")
+"""What a memory word may be protected by."""
+
+CHECK = "_check"
+"""Ends the name of the component that holds a memory's check bits: `weights_check`."""
+
+
 @dataclass(frozen=True)
 class Buffer:
     """One on-chip memory.
 
-    kib              capacity in KiB (1024 bytes)
+    kib              capacity in KiB (1024 bytes) of data; check bits come on top
     double_buffered  half of it is filled while the other half is read, so that
                      a tensor fits only if it takes at most half of `kib`
+    protection       of every memory word, one of PROTECTIONS
+    word_bits        data bits of a memory word: what is read at once, and protected
+    banks            consecutive memory words lie in one bank after another
+    interleave       column multiplexing: bit i of so many memory words lie side by side
+    columns          data cells of a row; None: those of `interleave` words
+    scrub_cycles, scrub_inferences  interval at which every word is read, corrected and
+                     written back, in cycles or in inferences; None: never
     """
 
     kib: float
     double_buffered: bool = False
+    protection: str = "none"
+    word_bits: int = 64
+    banks: int = 1
+    interleave: int = 1
+    columns: int | None = None
+    scrub_cycles: int | None = None
+    scrub_inferences: int | None = None
 
     @property
     def usable_bits(self) -> int:
         """Bits a tensor may take and still be fetched once a layer."""
         return int(self.kib * 8192) // (2 if self.double_buffered else 1)
+
+    @property
+    def check_bits(self) -> int:
+        """Check bits of a memory word.
+
+        Parity: 1. SECDED: the least r for which there are word_bits words of r bits with an
+        odd number of ones above one, 2^(r - 1) - r of them (Hsiao, IBM Journal of Research and
+        Development 14 (1970) 395): 8 for 64 bits, 7 for 32.
+        """
+        if self.protection == "none":
+            return 0
+        if self.protection == "parity":
+            return 1
+        return next(r for r in range(3, 64) if (1 << (r - 1)) - r >= self.word_bits)
+
+    @property
+    def row_words(self) -> int:
+        """Memory words of a row."""
+        return self.interleave if self.columns is None else self.columns // self.word_bits
+
+    @property
+    def memory_words(self) -> int:
+        """Memory words that a tensor may take: of double buffers one half; whole rows."""
+        step = self.banks * self.row_words
+        return self.usable_bits // self.word_bits // step * step
 
 
 @dataclass(frozen=True)
@@ -121,9 +167,16 @@ class Accel:
         rows, cols = component.grid or (self.rows, self.cols)
         return rows, cols, component.words
 
+    @property
+    def protected(self) -> tuple[str, ...]:
+        """Memories whose words have check bits."""
+        return tuple(
+            name for name in MEMORIES if name in self.buffers and self.buffers[name].check_bits
+        )
+
     @cached_property
     def components(self) -> tuple[Component, ...]:
-        """Registers and nets of the dataflow in use, then the memories.
+        """Registers and nets of the dataflow in use, the memories, then their check bits.
 
         A fault's `component` number is the index into this tuple.
         """
@@ -138,7 +191,18 @@ class Accel:
             )
             for name, what in zip(MEMORIES, ("feature maps", "filters", "partial sums"))
         )
-        return tuple(self.schedule.components(self)) + memories
+        checks = tuple(
+            Component(
+                name=name + CHECK,
+                bits=self.buffers[name].check_bits,
+                kind="memory",
+                role="check",
+                backends=("network",),
+                about=f"check bits ({self.buffers[name].protection}) of the memory {name}",
+            )
+            for name in self.protected
+        )
+        return tuple(self.schedule.components(self)) + memories + checks
 
     def component_index(self, name: str) -> int:
         """Index of the component called `name`; KeyError if there is none."""

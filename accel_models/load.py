@@ -17,8 +17,8 @@ import yaml
 
 from fsim.accel_models.accel import MEMORIES, Accel
 from fsim.accel_models.families import family, plugin_names
+from fsim.accel_models.schema import BUFFER_OPTIONS, BufferPart, Description, check
 from fsim.accel_models.schema import NAME as _NAME
-from fsim.accel_models.schema import Description, check
 from fsim.errors import ConfigError
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -38,7 +38,7 @@ OVERRIDES: dict[str, str] = {
     **{
         f"buffers.{memory}.{key}": f"buffers.{memory}.{key}"
         for memory in MEMORIES
-        for key in ("kib", "double_buffered")
+        for key in ("kib", *BUFFER_OPTIONS)
     },
 }
 """Names that `overrides` and `--set` take -> key of the description; `parameters.NAME` too."""
@@ -98,9 +98,13 @@ def description_yaml(description: Description) -> str:
     for key in ("about", "parameters", "sources"):
         if not data[key]:
             del data[key]
+    fields = BufferPart.model_fields
     for buffer in data["buffers"].values():
         if buffer["kib"].is_integer():
             buffer["kib"] = int(buffer["kib"])
+        for key in BUFFER_OPTIONS[1:]:
+            if buffer[key] == fields[key].default:
+                del buffer[key]
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=88)
 
 

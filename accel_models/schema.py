@@ -25,11 +25,23 @@ NUMBERS = (
 )
 """Keys that hold a number; each preset names where every one of them is from."""
 
+BUFFER_OPTIONS = (
+    "double_buffered",
+    "protection",
+    "word_bits",
+    "banks",
+    "interleave",
+    "columns",
+    "scrub_cycles",
+    "scrub_inferences",
+)
+"""Keys of a buffer that may be left out."""
+
 CHOICES = (
     "dataflow",
     "overflow",
     "unsigned_acts",
-    *(f"buffers.{memory}.double_buffered" for memory in MEMORIES),
+    *(f"buffers.{memory}.{key}" for memory in MEMORIES for key in BUFFER_OPTIONS),
 )
 """Keys without a number that may name a source too."""
 
@@ -81,12 +93,19 @@ class BitsPart(_Part):
 
 
 class BufferPart(_Part):
-    """One on-chip memory: capacity in KiB, and whether half is filled while half is read."""
+    """One on-chip memory: see `accel.Buffer`, which has the same keys."""
 
     kib: Annotated[float, BeforeValidator(_yaml_float)] = Field(
         gt=0, le=MAX_KIB, allow_inf_nan=False
     )
     double_buffered: bool = False
+    protection: Literal["none", "parity", "secded"] = "none"
+    word_bits: int = Field(default=64, ge=4, le=64)
+    banks: int = Field(default=1, ge=1, le=1024)
+    interleave: int = Field(default=1, ge=1, le=64)
+    columns: int | None = Field(default=None, ge=4, le=1 << 16)
+    scrub_cycles: int | None = Field(default=None, ge=1, le=1 << 48)
+    scrub_inferences: int | None = Field(default=None, ge=1, le=1 << 31)
 
 
 class BuffersPart(_Part):
@@ -127,11 +146,7 @@ class Description(_Part):
             overflow=self.overflow,
             unsigned_acts=self.unsigned_acts,
             buffers={
-                memory: Buffer(
-                    kib=getattr(self.buffers, memory).kib,
-                    double_buffered=getattr(self.buffers, memory).double_buffered,
-                )
-                for memory in MEMORIES
+                memory: Buffer(**getattr(self.buffers, memory).model_dump()) for memory in MEMORIES
             },
             parameters={name: entry[0] for name, entry in kind.parameters.items()}
             | dict(self.parameters),
@@ -268,12 +283,43 @@ def _cross_checks(data: dict, bad: set[str]):
                 half = "half of " if doubled else ""
                 rule = f"hold one word for every PE of the array's longer edge, {edge} bits"
                 yield key, f"{half}{key} must {rule}, got {kib} KiB = {usable} usable bits"
+        yield from _buffer_checks(memory, get, width)
 
     sources = get("sources")
     for key in sources if isinstance(sources, dict) else ():
         if key not in NUMBERS + CHOICES and not str(key).startswith("parameters."):
             text = f"sources must name keys of the description, got {_show(key)}"
             yield f"sources.{_show(key)}", text
+
+
+def _buffer_checks(memory: str, get, width: int | None):
+    """Yield what memory words, rows and scrubbing of a buffer cannot be."""
+    at = f"buffers.{memory}"
+    given = {key: get(f"{at}.{key}") for key in BUFFER_OPTIONS}
+    known = {key: value for key, value in given.items() if value is not None}
+    if any(isinstance(value, bool) != (key == "double_buffered") for key, value in known.items()):
+        return  # said by the check of its type
+    buffer = Buffer(float(get(f"{at}.kib")), **known)
+    if width is not None and buffer.word_bits < width:
+        key = f"{at}.word_bits"
+        rule = f">= {width}, the width of what {memory} holds"
+        yield key, f"{key} must be {rule}, got {buffer.word_bits}"
+    if buffer.columns is not None and buffer.columns % (buffer.word_bits * buffer.interleave):
+        key = f"{at}.columns"
+        words = buffer.word_bits * buffer.interleave
+        rule = f"a multiple of word_bits x interleave = {words}"
+        yield key, f"{key} must be {rule}, got {buffer.columns}"
+    elif buffer != Buffer(buffer.kib, buffer.double_buffered) and not buffer.memory_words:
+        row = buffer.banks * buffer.row_words * buffer.word_bits
+        rule = f"hold one row in every bank, {row} bits"
+        yield f"{at}.banks", f"{at} must {rule}, got {buffer.usable_bits} usable bits"
+    scrubs = [key for key in ("scrub_cycles", "scrub_inferences") if key in known]
+    if len(scrubs) > 1:
+        key = f"{at}.scrub_inferences"
+        yield key, f"{at} must have one scrub interval, got {' and '.join(scrubs)}"
+    elif scrubs and buffer.protection != "secded":
+        key = f"{at}.{scrubs[0]}"
+        yield key, f"{key} must go with protection secded, got {buffer.protection}"
 
 
 def _family_checks(kind: Family, get, data: dict):

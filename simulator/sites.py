@@ -21,7 +21,9 @@ Memories under a bit error rate
     psums     Partial sums at accumulator width, between folds and before
               requantisation: one residency per fold that stores the word.
 
-    A bias enters with the first fold and is not held in these memories.
+    A bias enters with the first fold and is not held in these memories. Check bits of a
+    protected memory are sites of their own, in a component of their own (`weights_check`):
+    those of each memory word, for as many residencies as the words it holds.
 
 Registers and nets of the PEs under a rate per cycle
     (bits) x (PEs) x (cycles of one image's schedule), per layer and component;
@@ -38,7 +40,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fsim.accel_models.accel import Accel
+from fsim.accel_models.accel import CHECK, Accel
 from fsim.accel_models.plan import ceil_div
 from fsim.errors import ConfigError, FaultError, MappingError
 from fsim.types import LEVEL
@@ -55,11 +57,11 @@ class Block:
     """Like residencies of one memory.
 
     number      position among the blocks of a site space; random stream
-    component   "acts", "weights" or "psums"
+    component   "acts", "weights" or "psums"; of check bits "acts_check", ...
     layer       operation that makes (acts, psums) or reads (weights, fetched
                 acts) the words
     name        of that operation
-    words       distinct words
+    words       distinct words (check bits: memory words)
     bits        of one word
     signed      two's complement words
     residencies of every word; for fetched acts the mean
@@ -91,6 +93,70 @@ class Block:
     def exposed_bits(self) -> int:
         """Bits that an error rate multiplies, for one image (weights: one batch)."""
         return self.exposed_words * self.bits
+
+    @property
+    def memory(self) -> str:
+        """The memory that holds the words, of check bits too."""
+        return self.component.removesuffix(CHECK)
+
+    @cached_property
+    def _contents(self) -> tuple[np.ndarray, np.ndarray]:
+        """(residency numbers ascending, where the words of each begin and the last ends)."""
+        if self.word is None:
+            count = int(self.residencies)
+            return self.first + np.arange(count), np.arange(count + 1) * self.words
+        numbers, begins = np.unique(self.residency, return_index=True)
+        return numbers, np.append(begins, len(self.word))
+
+    @property
+    def contents(self) -> int:
+        """How many residencies there are."""
+        return len(self._contents[0])
+
+    def content(self, residency):
+        """Which of the block's residencies these are, counted from 0; -1 for none of them."""
+        numbers, _ = self._contents
+        at = np.minimum(np.searchsorted(numbers, residency), len(numbers) - 1)
+        return np.where(numbers[at] == residency, at, -1)
+
+    def words_in(self, residency):
+        """Words that the memory holds in a residency of the block."""
+        begins = self._contents[1]
+        at = self.content(residency)
+        return begins[at + 1] - begins[at]
+
+    def packed(self, word, residency):
+        """Place of words among those that a residency holds, in the order of addresses.
+
+        Memory words are filled in this order. Of a tensor that stays on chip it is the
+        word's address.
+        """
+        if self.word is None:
+            return np.asarray(word, np.int64)
+        keys = self.residency * self.words + self.word
+        begins = self._contents[1]
+        at = np.searchsorted(keys, np.asarray(residency) * self.words + word)
+        return at - begins[self.content(residency)]
+
+    def unpacked(self, place, residency):
+        """Word at a place; the inverse of `packed`."""
+        if self.word is None:
+            return np.asarray(place, np.int64)
+        return self.word[self._contents[1][self.content(residency)] + place]
+
+    def checks(self, word_bits: int, bits: int) -> Block:
+        """The check bits, `bits` to each memory word of `word_bits`, of the block's words."""
+        per = word_bits // self.bits
+        common = dict(component=self.component + CHECK, bits=bits, signed=False)
+        if self.word is None:
+            return replace(self, words=ceil_div(self.words, per), **common)
+        numbers, begins = self._contents
+        lines = -(-np.diff(begins) // per)
+        word = np.concatenate([np.arange(count) for count in lines])
+        return replace(
+            self, words=int(lines.max()), residencies=len(word) / int(lines.max()), word=word,
+            residency=np.repeat(numbers, lines), **common,
+        )  # fmt: skip
 
     def site(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(residency, word, bit) of positions in [0, exposed_bits)."""
@@ -223,7 +289,7 @@ class Placement:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """All residencies of the three memories."""
+        """All residencies of the three memories, then those of their check bits."""
         found: list[Block] = []
         last = self.program.ops[-1].index
         for op in self.program.ops:
@@ -241,9 +307,11 @@ class Placement:
                     0, "psums", op.index, op.name, words, self.accel.acc_bits, self.folds(op.index)
                 )
             )
-        return tuple(
-            Block(**{**block.__dict__, "number": number}) for number, block in enumerate(found)
-        )
+        for block in tuple(found):
+            buffer = self.accel.buffers[block.component]
+            if buffer.check_bits:
+                found.append(block.checks(buffer.word_bits, buffer.check_bits))
+        return tuple(replace(block, number=number) for number, block in enumerate(found))
 
     def _acts_blocks(self, op: Op) -> list[Block]:
         words = math.prod(op.shape)
@@ -464,7 +532,8 @@ def check_rows(placement: Placement, rows: np.ndarray, images: int) -> None:
     refuse((rows["effect"] < 0) | (rows["effect"] > 1), "effect must be 0 or 1", rows["effect"])
     names = {component.name: i for i, component in enumerate(accel.components)}
     lasting = memory & (rows["effect"] == LEVEL)
-    refuse(lasting & (component != names["weights"]),
+    held = [number for name, number in names.items() if name.removesuffix(CHECK) == "weights"]
+    refuse(lasting & ~np.isin(component, held),
            "effect of a memory word other than a weight must be 0", rows["effect"])  # fmt: skip
     refuse(lasting & (rows["last"] < rows["first"]), "last must be first or later", rows["last"])
     limits: dict[tuple[int, int], tuple[int, int]] = {}
