@@ -107,9 +107,7 @@ def mask_of(fault: Fault, component: Component, where: str) -> int:
     return fault.mask
 
 
-def _window(
-    fault: Fault, component: Component, cycles: int, where: str
-) -> tuple[int, int, int]:
+def _window(fault: Fault, component: Component, cycles: int, where: str) -> tuple[int, int, int]:
     """(effect, first, last) of a fault, checked against the schedule."""
     for name, value in (("cycle", fault.cycle), ("last", fault.last)):
         if value is not None and not 0 <= value < cycles:

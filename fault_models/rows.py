@@ -22,3 +22,10 @@ def flip_rows(count: int, **columns) -> np.ndarray:
     for name, values in columns.items():
         rows[name] = values
     return rows
+
+
+def spread_masks(mask: np.ndarray, bits, signed) -> np.ndarray:
+    """Masks of any bits of a word, (f,) int64 without sign, as rows store them."""
+    bits = np.asarray(bits, np.int64)
+    top = ((mask >> (bits - 1)) & 1).astype(bool) & np.asarray(signed) & (bits > 1)
+    return np.where(top, mask - (np.int64(1) << bits), mask)

@@ -31,7 +31,8 @@ def _masks(bits, bit, width, signed):
     return np.where(top, mask - (np.int64(1) << bits), mask)
 
 
-def _register_cells(sites) -> tuple[Cell, ...]:
+def register_cells(sites) -> tuple[Cell, ...]:
+    """Cells of RegisterSites: every bit of every register in every cycle."""
     return tuple(
         Cell(
             s.layer, s.layer_name, s.component, s.component_name, s.pes * s.cycles, s.bits, s
@@ -40,7 +41,7 @@ def _register_cells(sites) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-def _split(cells, positions):
+def split(cells, positions):
     """(which cell, word, bit) of positions in the concatenated cells."""
     offsets = np.cumsum([0] + [cell.sites for cell in cells])
     which = np.searchsorted(offsets, positions, "right") - 1
@@ -50,7 +51,7 @@ def _split(cells, positions):
     return which, word, bit
 
 
-def _flips_at(space, cells, which, word, bit, width=1):
+def register_flips(space, cells, which, word, bit, width=1):
     """FAULT rows (trial, image left open) that flip `width` bits of registers and nets."""
     column = {
         name: np.array([getattr(cell, name) for cell in cells], np.int64)[which]
@@ -78,7 +79,8 @@ def _flips_at(space, cells, which, word, bit, width=1):
     )
 
 
-def _check(sites, what, kinds, space):
+def check_sites(sites, what, kinds, space) -> None:
+    """FaultError unless there are sites; `what` needs components of these kinds."""
     if not sites:
         fit = [c.name for c in space.accel.components if c.kind in kinds]
         raise FaultError(
@@ -100,7 +102,7 @@ class UpsetRate:
         """FAULT rows of one trial for some images, (f,), sites distinct within an image."""
         table = space.accel.components
         sites = [site for site in space.registers if table[site.component].kind == "register"]
-        _check(sites, "an upset rate", ("register",), space)
+        check_sites(sites, "an upset rate", ("register",), space)
         total = sum(site.sites for site in sites)
         images = np.asarray(images, np.int64)
         counts = draws.counts(total, self.rate, _COUNT, trial, images)
@@ -122,8 +124,8 @@ class UpsetRate:
             image.append(np.full(wanted, unit[0]))
         if not positions:
             return flip_rows(0)
-        cells = _register_cells(sites)
-        rows = _flips_at(space, cells, *_split(cells, np.concatenate(positions)))
+        cells = register_cells(sites)
+        rows = register_flips(space, cells, *split(cells, np.concatenate(positions)))
         rows["trial"], rows["image"] = trial, np.concatenate(image)
         rows["event"] = np.arange(len(rows))
         return rows
@@ -168,7 +170,7 @@ class SingleFault:
             self.kind, ("register", "net")
         )
         sites = [s for s in space.registers if space.accel.components[s.component].kind in kinds]
-        _check(sites, f"a fault of kind {self.kind}", kinds, space)
+        check_sites(sites, f"a fault of kind {self.kind}", kinds, space)
         if self.permanent:
             # A defect belongs to the machine: one site per component, bit and PE.
             once = {site.component: site for site in reversed(sites)}
@@ -176,14 +178,14 @@ class SingleFault:
                 replace(site, cycles=1, layer=-1, layer_name="(all)", signed=True)
                 for _, site in sorted(once.items())
             ]
-        return _register_cells(sites)
+        return register_cells(sites)
 
     def rows_at(self, space, cells, which, word, bit) -> np.ndarray:
         """The faults at some sites, one FAULT row each; image -1, trial and event 0.
 
         which, word, bit  (f,) int64: number of the cell, word and (lowest) bit in it
         """
-        rows = _flips_at(
+        rows = register_flips(
             space, cells, which, word, bit, self.width if self.kind == "mbu" else 1
         )  # fmt: skip
         rows["image"] = -1
@@ -207,6 +209,6 @@ class SingleFault:
         total = sum(cell.sites for cell in cells)
         stream = _PERMANENT if self.permanent else _SITE
         positions = draws.sites(total, 1, stream, trial, images)[:, 0]
-        rows = self.rows_at(space, cells, *_split(cells, positions))
+        rows = self.rows_at(space, cells, *split(cells, positions))
         rows["trial"], rows["image"], rows["event"] = trial, images, np.arange(len(rows))
         return rows
