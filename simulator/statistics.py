@@ -262,6 +262,7 @@ def classify(
     golden_top1: np.ndarray | None = None,
     faulty_top1: np.ndarray | None = None,
     *,
+    critical: np.ndarray | None = None,
     corrected: np.ndarray | bool = False,
     detected: np.ndarray | bool = False,
     hung: np.ndarray | bool = False,
@@ -273,13 +274,15 @@ def classify(
                  in front (trials) are allowed
     golden_top1  (images,) classes, by default `top1(golden_acc)`
     faulty_top1  (..., images) classes, by default `top1(faulty_acc)`
+    critical     (..., images) bool: what is critical where the tensor differs, by another
+                 criterion than a change of class (`criteria.py`)
     corrected    where error correction acted; an identical tensor then counts as
                  corrected instead of masked
     detected, hung  where the machine reported the fault or gave no result;
                  a hang goes before a detection, and both before anything else
 
     Masked if and only if the tensor is identical; otherwise SDC-critical if and
-    only if the top-1 class changed.
+    only if the top-1 class changed, or `critical` says so.
     """
     golden_acc, faulty_acc = np.asarray(golden_acc), np.asarray(faulty_acc)
     for name, array in (("golden", golden_acc), ("faulty", faulty_acc)):
@@ -302,7 +305,8 @@ def classify(
     outcome = np.full(differs.shape, Outcome.MASKED, np.uint8)
     outcome[np.broadcast_to(corrected, differs.shape)] = Outcome.CORRECTED
     outcome[differs] = Outcome.SDC_BENIGN
-    outcome[differs & (faulty_top1 != golden_top1)] = Outcome.SDC_CRITICAL
+    failed = faulty_top1 != golden_top1 if critical is None else critical
+    outcome[differs & failed] = Outcome.SDC_CRITICAL
     outcome[np.broadcast_to(detected, differs.shape)] = Outcome.DUE
     outcome[np.broadcast_to(hung, differs.shape)] = Outcome.HANG
     return outcome

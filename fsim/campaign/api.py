@@ -14,6 +14,7 @@ from fsim.errors import ConfigError
 from fsim.fault_models.upsets import KINDS
 from fsim.session import Session, placed_network
 from fsim.simulator.campaign.rules import Rule
+from fsim.simulator.criteria import DEFAULT
 from fsim.simulator.statistics import sample_size
 
 from .campaign import MEMORIES, Campaign, Options, make_task
@@ -66,6 +67,7 @@ def run_campaign(
     trials: int | None = None,
     halfwidth: float | None = None,
     metric: str = "sdc_critical",
+    critical: str = DEFAULT,
     confidence: float = 0.95,
     layers=None,
     sites=None,
@@ -84,6 +86,7 @@ def run_campaign(
     fault      "flip" (a bit of a stored word) or a kind of fault_models.upsets.KINDS
     trials     so many faults; halfwidth: until half the interval of `metric` is no wider;
                neither: the sample size of DATE 2009 for a margin of 0.01
+    critical   which wrong answers are critical: "top1", "top5", "wrong" or a plug-in's
     layers, sites, stratify  names, as the options of `fsim campaign`
     images_per_fault  None: each fault meets one image, but a stuck-at fault all of them
     resume, overwrite  what to do with an `out` that exists
@@ -118,6 +121,7 @@ def run_campaign(
     task = make_task(
         session, faults, {"layers": _list(layers), "sites": _list(sites)}, seed, design="single",
         rule=rule.to_json(), each=each, stratify=stratify, allocation=allocation if fixed else None,
+        critical=critical,
     )  # fmt: skip
     campaign = Campaign(task, Options(threads=threads), session)
     execute(campaign, Path(out), resume=resume, overwrite=overwrite)

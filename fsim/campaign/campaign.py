@@ -25,6 +25,7 @@ from fsim.simulator.campaign.layered import LayeredEvaluator
 from fsim.simulator.campaign.population import Chips, FaultList, Flips, SingleFaults
 from fsim.simulator.campaign.rules import Rule
 from fsim.simulator.campaign.tally import Tally
+from fsim.simulator.criteria import DEFAULT, criterion
 from fsim.simulator.sampling import RNG_VERSION
 from fsim.simulator.sites import check_rows, select
 from fsim.simulator.trace_format import canonical_json
@@ -74,6 +75,7 @@ def make_task(
     shard: int | None = None,
     flips: tuple[int, ...] = (),
     rows: np.ndarray | None = None,
+    critical: str = DEFAULT,
     stated: dict | None = None,
 ) -> dict:
     """The task of a campaign.
@@ -82,6 +84,7 @@ def make_task(
     each, stratify  of the frame of single faults
     allocation  (frame or None) -> trials of each stratum, or None if they depend on counts
     rows        the fault list of design "list"
+    critical    which wrong answers are critical: a name of simulator.criteria
     stated      options as the user gave them, from which `cite.command_of` makes the command
     """
     images = len(session.images)
@@ -118,6 +121,8 @@ def make_task(
             "pilot": pilot,
             "shard": shard or max(1, SHARD // unit),
             "stated": stated or {},
+            # Left out by default, so that tasks of before there were others keep their hash.
+            **({} if critical == DEFAULT else {"critical": criterion(critical) and critical}),
         },
     }
 
@@ -180,12 +185,16 @@ class Campaign:
         """Made when it is first needed: it runs all images."""
         if self._evaluator is None:
             s, o = self.session, self.options
+            critical = self.task["campaign"].get("critical", DEFAULT)
             if s.layered is not None:
-                self._evaluator = LayeredEvaluator(s.layered, s.images, s.labels, way=o.way)
+                self._evaluator = LayeredEvaluator(
+                    s.layered, s.images, s.labels, way=o.way, critical=critical
+                )
                 return self._evaluator
             self._evaluator = Evaluator(
-                s.placement, s.images, s.labels, way=o.way, memory=o.memory, threads=o.threads
-            )
+                s.placement, s.images, s.labels, way=o.way, memory=o.memory, threads=o.threads,
+                critical=critical,
+            )  # fmt: skip
         return self._evaluator
 
     @property

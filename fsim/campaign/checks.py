@@ -107,6 +107,7 @@ def check_task(task: dict) -> None:
     """The task of a campaign must state all that makes one; TraceError names what does not."""
     _fields(task, _TASK, "task")
     _fields(task["accel"], _ACCEL, "task.accel")
+    _fields(task["campaign"], {"critical": _TEXT}, "task.campaign", optional=True)
     names = _or_null(_NAMES)
     _fields(task["select"], {"layers": names, "sites": names}, "task.select")
     stated = task["campaign"]

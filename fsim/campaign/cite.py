@@ -67,6 +67,7 @@ def command_of(task: dict) -> str:
     add("--pilot", stated["pilot"], PILOT)
     add("--shard-size", stated["shard"], max(1, SHARD // stated["unit_images"]))
     add("--metric", rule["metric"], "sdc_critical")
+    add("--critical", stated.get("critical"))
     add("--confidence", rule["confidence"], 0.95)
     add("--seed", task["seed"], 0)
     return shlex.join(words)

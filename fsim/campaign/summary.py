@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fsim.simulator.criteria import DEFAULT
 from fsim.simulator.statistics import Interval, clopper_pearson
 
 from .results import Results
@@ -46,6 +47,7 @@ def summary(results: Results) -> dict:
         "select": task["select"],
         "design": stated["design"],
         "rule": stated["rule"],
+        "critical": stated.get("critical", DEFAULT),
         "seed": task["seed"],
         "images": task["images"],
         "images_per_trial": results.images,

@@ -26,8 +26,13 @@ def list_command(as_json: bool):
     from fsim.accel_models.families import broken_plugins
     from fsim.accel_models.load import presets, read_description
 
-    found = [read_description(path, f"{name}.yaml") for name, path in presets().items()]
-    for problem in broken_plugins().values():
+    found, problems = [], list(broken_plugins().values())
+    for name, path in presets().items():
+        try:
+            found.append(read_description(path, f"{name}.yaml"))
+        except ConfigError as error:  # one bad plug-in must not hide the other machines
+            problems.append(str(error))
+    for problem in problems:
         click.echo(f"warning: {one_line(problem)}", err=True)
     if as_json:
         print_json([_summary(item.to_accel()) | {"about": item.about} for item in found])
@@ -187,3 +192,35 @@ def check(file, as_json):
         print_json({"file": str(file), "ok": True, "problems": []})
     else:
         click.echo(f"ok: {description.name}, {len(components)} components ({file})")
+
+
+@accel.command("new")
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder to make.  [default: NAME, here]",
+)
+@json_option
+def new_command(name, folder, as_json):
+    """Write the skeleton of an accelerator family of your own.
+
+    A small machine that works, as a package of its own with an entry point, the tests of
+    fsim.testing, and a README that says what to change.
+
+    \b
+    fsim accel new my-npu
+    pip install --no-build-isolation --no-deps -e my-npu
+    pytest my-npu/tests
+    """
+    from fsim.skeleton import write_skeleton
+
+    folder = Path(name) if folder is None else folder
+    written = write_skeleton(name, folder)
+    if as_json:
+        print_json({"name": name, "files": [str(path) for path in written]})
+        return
+    click.echo(table(("file",), [(str(path),) for path in written]))
+    click.echo(f"\nNext: pip install --no-build-isolation --no-deps -e {folder}")
+    click.echo(f"      pytest {folder / 'tests'}")

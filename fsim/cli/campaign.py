@@ -102,9 +102,9 @@ class Progress:
 def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, images, quant_params,
              fault, fault_list, flips, chips, stuck_cells, sa1_share, ber, sites, layers, stratify,
              images_per_fault, trials, margin, t_value, p_value, rounding, exhaustive, failures,
-             target_halfwidth, threshold, max_trials, metric, confidence, pilot, way, memory,
-             engine, workers, scheduler, shard, shard_size, out, resume, overwrite, baseline,
-             fail_if, dry_run, quiet, seed, threads, as_json):  # fmt: skip
+             target_halfwidth, threshold, max_trials, metric, critical, confidence, pilot, way,
+             memory, engine, workers, scheduler, shard, shard_size, out, resume, overwrite,
+             baseline, fail_if, dry_run, quiet, seed, threads, as_json):  # fmt: skip
     """Inject faults until their effect is known, and write them all to a file.
 
     PLAN is a YAML file of the same options (--trials 1000 is `trials: 1000`); options on
@@ -198,7 +198,7 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
         session, faults, chosen, seed, design=design, rule=rule, each=each, stratify=axes,
         allocation=_allocation(design, rule, chips, rows, trials, margin, t_value, p_value,
                                rounding, exhaustive, confidence, axes),
-        pilot=pilot, shard=shard_size, flips=numbers, rows=rows,
+        pilot=pilot, shard=shard_size, flips=numbers, rows=rows, critical=critical,
         stated=_stated(accel, settings, rule, trials, margin, t_value, p_value, rounding,
                        exhaustive),
     )  # fmt: skip

@@ -145,6 +145,9 @@ def campaign_options(command):
                      help="Stop the last three here in any case.  [default: 10000000]"),
         click.option("--metric", type=click.Choice(METRICS), default="sdc_critical",
                      show_default=True, help="The event that stopping rules look at."),
+        click.option("--critical", default="top1", show_default=True, metavar="NAME",
+                     help="Which wrong answers are critical: top1 (the class changes), top5 (it "
+                     "is not among the first five), wrong (it was right), or a plug-in's."),
         click.option("--confidence", type=float, default=0.95, show_default=True,
                      help="Of all intervals."),
         click.option("--pilot", type=click.IntRange(2, 1 << 30), help="With --stratify: faults of "

@@ -54,6 +54,14 @@ def _speed(ready) -> float:
     return len(trials) / min(times)
 
 
+def _critical(found: dict) -> list[tuple[str, str]]:
+    """Which wrong answers are critical, where that is not a change of class."""
+    from fsim.simulator.criteria import DEFAULT
+
+    name = found.get("critical", DEFAULT)
+    return [] if name == DEFAULT else [("critical", name)]
+
+
 def plan_text(plan: dict, session) -> str:
     """The plan for people."""
     rule = plan["rule"]
@@ -106,6 +114,7 @@ def campaign_text(found: dict) -> str:
             ("accelerator", f"{found['accel']} ({found['dataflow']}), {rows} x {cols} PEs"),
             ("faults", faults_text(found["faults"])),
             *_population(found),
+            *_critical(found),
             ("trials", f"{found['trials']:,}{speed}"
                        + (f", each with {found['images_per_trial']} images"
                           if found["images_per_trial"] > 1 else "")),

@@ -97,6 +97,7 @@ def _campaign(trace, model, backend, sample, sample_images):
     from fsim.simulator.campaign.evaluate import Evaluator
     from fsim.simulator.campaign.layered import LayeredEvaluator
     from fsim.simulator.campaign.population import Drawn
+    from fsim.simulator.criteria import DEFAULT
     from fsim.simulator.sites import check_rows
 
     results = read_results(trace)
@@ -115,14 +116,17 @@ def _campaign(trace, model, backend, sample, sample_images):
         results.trials[:count], results.trace.faults[: begin[-1]], begin,
         table["image"].astype(np.int64),
     )  # fmt: skip
+    critical = results.stated.get("critical", DEFAULT)
     if session.layered is not None:
-        evaluator = LayeredEvaluator(session.layered, session.images, session.labels)
+        evaluator = LayeredEvaluator(
+            session.layered, session.images, session.labels, critical=critical
+        )
     else:
         import numba
 
         evaluator = Evaluator(
             session.placement, session.images, session.labels, way="whole", backend=backend,
-            threads=numba.get_num_threads(),
+            threads=numba.get_num_threads(), critical=critical,
         )  # fmt: skip
     again = evaluator.outcomes(drawn)
     return count, table.size, _differences(table.reshape(-1), again)

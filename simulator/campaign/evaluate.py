@@ -17,6 +17,7 @@ import numpy as np
 from fsim.errors import ConfigError, MappingError
 from fsim.simulator import program as P
 from fsim.simulator.batch import Batch
+from fsim.simulator.criteria import DEFAULT, judge
 from fsim.simulator.delta import Changes, Delta
 from fsim.simulator.engine import FaultHooks
 from fsim.simulator.inject import BATCH, run_rows
@@ -41,15 +42,18 @@ class Evaluator:
              MappingError with the reason where they cannot
     memory   bytes for golden codes
     threads  of compiled kernels and of batches
+    critical which wrong answers are critical: a name of `criteria`
     """
 
     def __init__(
         self, placement: Placement, images, labels, *, way: str = "auto",
         memory: int = MEMORY, threads: int = 1, backend: str = "auto",
+        critical: str = DEFAULT,
     ):  # fmt: skip
         if way not in WAYS:
             raise ConfigError(f"way must be one of {', '.join(WAYS)}, got {way!r}")
         self.placement, self.threads, self.backend = placement, threads, backend
+        self.critical = critical
         self.golden = GoldenCache(placement, images, labels, memory=memory)
         if way == "differences" and self.golden.refusal:
             raise MappingError(self.golden.refusal)
@@ -256,7 +260,13 @@ class Evaluator:
         rows["digest"][same] = self.golden.digests[image[same]]
         changed = np.flatnonzero(~same)
         rows["digest"][changed] = tensor_digest(acc[changed])
-        outcome[...] = classify(golden.acc[image], acc, golden.top1[image], classes)
+        scale = self.placement.program.ops[-1].multiplier
+        known = golden.acc[image]
+        failed = None
+        if self.critical != DEFAULT:
+            outputs = (x.astype(np.float32) * scale for x in (known, acc))
+            failed = judge(self.critical, *outputs, golden.labels[image])
+        outcome[...] = classify(known, acc, golden.top1[image], classes, critical=failed)
         rows["outcome"] = outcome
         return rows
 

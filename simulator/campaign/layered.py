@@ -11,6 +11,7 @@ import torch
 
 from fsim.errors import ConfigError, MappingError
 from fsim.simulator.attach_layers import Layered
+from fsim.simulator.criteria import DEFAULT, judge
 from fsim.simulator.inject import BATCH, Golden
 from fsim.simulator.statistics import classify, top1
 from fsim.simulator.trace_format import OUTCOME, tensor_digest
@@ -21,10 +22,13 @@ from .population import Drawn
 class LayeredEvaluator:
     """Outcomes of trials on a network that runs layer by layer.
 
-    layered  the network; images, labels of the run; way: of evaluate.WAYS
+    layered   the network; images, labels of the run; way: of evaluate.WAYS
+    critical  which wrong answers are critical: a name of `criteria`
     """
 
-    def __init__(self, layered: Layered, images, labels, *, way: str = "auto"):
+    def __init__(
+        self, layered: Layered, images, labels, *, way: str = "auto", critical: str = DEFAULT
+    ):
         if way == "differences":
             raise MappingError(f"there are no differences {layered.coverage.notes[0]}")
         self.layered, self.images, self.labels = layered, images, np.asarray(labels)
@@ -33,6 +37,7 @@ class LayeredEvaluator:
         logits = np.concatenate(parts) if parts else empty
         if logits.ndim != 2:
             raise ConfigError(f"a network must give logits (n, classes), got {logits.shape}")
+        self.logits, self.critical = logits, critical
         self.acc, self.top1 = _bits(logits), top1(logits)
         self.answers = Golden(images, self.labels, self.acc, self.top1)
 
@@ -59,7 +64,10 @@ class LayeredEvaluator:
             logits = self._logits(self.images[here], np.concatenate(parts))
             bits, classes = _bits(logits), top1(logits)
             table["faulty"][some], table["digest"][some] = classes, tensor_digest(bits)
-            table["outcome"][some] = classify(self.acc[here], bits, self.top1[here], classes)
+            failed = judge(self.critical, self.logits[here], logits, self.labels[here])
+            table["outcome"][some] = classify(
+                self.acc[here], bits, self.top1[here], classes, critical=failed
+            )
         return table
 
 

@@ -1,0 +1,228 @@
+"""Other distributions bring families, criteria and fault models through entry points."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsim.errors import ConfigError
+from fsim.skeleton import write_skeleton
+from tests.test_layout import ROOT
+
+CRITERIA = """
+import numpy as np
+
+
+def margin(golden, faulty, labels):
+    "The golden class leads by less than half of what it did."
+    best = golden.argmax(axis=1)
+    rows = np.arange(len(golden))
+    def lead(x):
+        rest = x.copy()
+        rest[rows, best] = -np.inf
+        return x[rows, best] - rest.max(axis=1)
+    return lead(faulty) < lead(golden) / 2
+
+
+def one_number(golden, faulty, labels):
+    return 0.5
+
+
+def by_batch(golden, faulty, labels):
+    "Wrong: it depends on who else is in the batch."
+    return faulty.max(axis=1) >= np.median(faulty.max(axis=1)) + (len(faulty) > 1) * 5
+"""
+
+
+def install(site: Path, name: str, entry_points: str) -> None:
+    """What pip would leave: metadata beside the modules in a folder on the path."""
+    info = site / f"{name}-0.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text(entry_points)
+
+
+def python(site: Path, *arguments, cwd=None):
+    """Run the interpreter with the plug-ins of `site`."""
+    path = os.pathsep.join([str(site), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd or site,
+        env={**os.environ, "PYTHONPATH": path}, timeout=600,
+    )  # fmt: skip
+
+
+def fsim(site: Path, *arguments):
+    return python(site, "-m", "fsim", *arguments)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A folder with the skeleton `my-npu` written and installed."""
+    folder = tmp_path_factory.mktemp("npu")
+    site = folder / "site"
+    write_skeleton("my-npu", folder / "my-npu")
+    site.mkdir()
+    (folder / "my-npu" / "my_npu").rename(site / "my_npu")
+    install(site, "fsim-my-npu", "[fsim.accelerators]\nmy-npu = my_npu\n")
+    return site
+
+
+def contract(site: Path, *only: str):
+    """(exit code, failures) of the contract of my-npu, all checks or some."""
+    code = (
+        "import sys\n"
+        "from fsim.testing import accelerator_contract\n"
+        f"only = {list(only)!r}\n"
+        "for check in accelerator_contract('my-npu'):\n"
+        "    if only and not any(word in check.name for word in only):\n"
+        "        continue\n"
+        "    try:\n"
+        "        check()\n"
+        "        print('ok', check)\n"
+        "    except AssertionError as error:\n"
+        "        print('failed', check, error)\n"
+    )
+    found = python(site, "-c", code)
+    assert found.returncode == 0, found.stderr
+    return found.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_the_skeleton_keeps_the_whole_contract(family):
+    lines = contract(family)
+    assert len(lines) == 10
+    assert all(line.startswith("ok ") for line in lines), "\n".join(lines)
+
+
+def test_a_new_family_is_listed_shown_and_run(family):
+    listed = fsim(family, "accel", "list")
+    assert "my-npu" in listed.stdout and listed.returncode == 0, listed.stderr
+    line = next(line for line in listed.stdout.splitlines() if line.startswith("my-npu"))
+    assert "not checked against RTL" in line
+    shown = json.loads(fsim(family, "accel", "show", "my-npu", "--gemm", "8,4,8", "--json").stdout)
+    assert shown["gemm"]["cycles"] == 5
+    run = fsim(family, "inject", "--accel", "my-npu", "--ber", "1e-4", "--images", 20, "--trials",
+               2, "--no-curve", "--json")  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["accuracy"]["clean"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "check"),
+    [
+        ("PRODUCT, (1, 1, 0, 0, 0)", "PRODUCT, (0, 1, 0, 0, 0)", "every-single-fault"),
+        ("phase_cycles=k + 1", "phase_cycles=k", "every-single-fault"),
+        ("* (k + 1)", "* (k + 2)", "cycles-and-waves"),
+        ("MUL, MUL), PRODUCT", "MUL, MUL), WEIGHT", "every-single-fault"),
+    ],
+)
+def test_a_wrong_schedule_breaks_the_contract(family, tmp_path, old, new, check):
+    site = tmp_path / "site"
+    subprocess.run(["cp", "-r", str(family), str(site)], check=True)
+    path = site / "my_npu" / "schedule.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    (line,) = contract(site, check)
+    assert line.startswith("failed ") and "must be" in line
+
+
+def test_a_register_that_no_fault_reaches_breaks_the_contract(family, tmp_path):
+    site = tmp_path / "site"
+    subprocess.run(["cp", "-r", str(family), str(site)], check=True)
+    path = site / "my_npu" / "schedule.py"
+    spare = '        Component("spare", word, "register", "psum", ("reference",), "unused"),\n    )'
+    path.write_text(path.read_text().replace('adder"),\n    )', 'adder"),\n' + spare, 1))
+    (line,) = contract(site, "every-component-matters")
+    assert line.startswith("failed ") and "spare" in line
+
+
+def test_a_broken_plug_in_hides_no_other_machine(tmp_path):
+    (tmp_path / "bad_npu.py").write_text("raise RuntimeError('no licence')\n")
+    install(tmp_path, "fsim-bad", "[fsim.accelerators]\nbad-npu = bad_npu\n")
+    listed = fsim(tmp_path, "accel", "list")
+    assert listed.returncode == 0 and "gemmini-like" in listed.stdout
+    assert "warning: the plug-in of family 'bad-npu' must be importable" in listed.stderr
+    assert "no licence" in listed.stderr
+    (tmp_path / "mine.yaml").write_text("name: mine\nfamily: bad-npu\n")
+    checked = fsim(tmp_path, "accel", "check", "mine.yaml")
+    assert checked.returncode == 2 and "Traceback" not in checked.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "My-npu", "systolic", "gemmini-like", "numpy", "class", "-x", "a--b", "a/b", "x" * 41],
+)
+def test_names_that_a_family_cannot_have_are_refused(name, tmp_path):
+    with pytest.raises(ConfigError, match="a new family's name must"):
+        write_skeleton(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path):
+    with pytest.raises(ConfigError, match="must not exist yet"):
+        write_skeleton("my-npu", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def criteria(tmp_path_factory):
+    site = tmp_path_factory.mktemp("criteria")
+    (site / "judges.py").write_text(CRITERIA)
+    install(
+        site, "fsim-judges",
+        "[fsim.metrics]\nmargin = judges:margin\nnumber = judges:one_number\n"
+        "batch = judges:by_batch\nmissing = judges:nothing\n",
+    )  # fmt: skip
+    return site
+
+
+def test_a_criterion_of_a_plug_in_decides_what_is_critical(criteria):
+    run = ["campaign", "--fault", "flip", "--trials", 400, "--images", 50, "--json"]
+    plain = fsim(criteria, *run, "--out", "plain.h5")
+    other = fsim(criteria, *run, "--critical", "margin", "--out", "margin.h5")
+    assert other.returncode == 0, other.stderr
+    plain, other = json.loads(plain.stdout), json.loads(other.stdout)
+    assert other["critical"] == "margin"
+    counts = [found["outcomes"]["sdc_critical"]["count"] for found in (plain, other)]
+    assert counts[1] > counts[0]
+    assert plain["outcomes"]["sdc"]["count"] == other["outcomes"]["sdc"]["count"]
+    again = json.loads(fsim(criteria, "replay", "margin.h5", "--json").stdout)
+    assert again["differences"] == 0
+    assert "--critical margin" in fsim(criteria, "cite", "margin.h5").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("number", "must return (.*) booleans, got float64"),
+        ("missing", "must be importable, got AttributeError"),
+        ("margn", "did you mean 'margin'"),
+    ],
+)
+def test_a_criterion_that_is_none_is_refused(criteria, tmp_path, name, says):
+    import re
+
+    found = fsim(criteria, "campaign", "--fault", "flip", "--trials", 50, "--critical", name,
+                 "--out", tmp_path / "x.h5")  # fmt: skip
+    assert found.returncode != 0 and "Traceback" not in found.stderr
+    assert re.search(says, found.stderr), found.stderr
+
+
+def test_the_criterion_contract_tells_good_from_bad(criteria):
+    code = (
+        "from fsim.testing import criterion_contract\n"
+        "for name in ('top1', 'top5', 'wrong', 'margin', 'batch'):\n"
+        "    for check in criterion_contract(name):\n"
+        "        try:\n"
+        "            check()\n"
+        "        except AssertionError as error:\n"
+        "            print(name, check)\n"
+    )
+    found = python(criteria, "-c", code)
+    assert found.stdout.split("\n") == ["batch one-by-one", ""], found.stdout + found.stderr
