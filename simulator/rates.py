@@ -62,7 +62,7 @@ def _checked(value: float, what: str, low: float = 0.0, strict: bool = False) ->
     except (TypeError, ValueError):
         raise ConfigError(f"{what} must be a number, got {str(value)[:60]!r}") from None
     if not math.isfinite(value) or value < low or (strict and value == low):
-        bound = "above" if strict else "at least"
+        bound = "above" if strict else "of at least"
         raise ConfigError(f"{what} must be a finite number {bound} {low:g}, got {value!r}")
     return value
 
