@@ -1,0 +1,374 @@
+"""Replay on `nvdla-small-like`: recompute the outputs a fault touches.
+
+While control is as scheduled a value stands in each register at known cycles, so that
+one output is a walk over its blocks of channels: the operands of each product through
+the registers of entry, shadow, active weights and copies, the product, the sum of the
+cell, the accumulator, and the assembly buffer until the next block. Faults act on the
+value at the register and in the cycles it stands there; a held value meets them in the
+order of time and, within a cycle, of the table. Operands of 0 are gated: what their
+registers hold is never used.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fsim.jit import kernel
+from fsim.simulator.kernels.replay import apply_mask, overlap, wrap
+from fsim.types import T_COL, T_COMPONENT, T_FIRST, T_LAST, T_ROW, T_WORD
+
+from .schedule import DRAIN, half, stripe
+
+# Components, in the order of schedule.components.
+(
+    WT_PRE,
+    WT_SD,
+    WT_ACTV,
+    DAT_PRE,
+    DAT_ACTV,
+    SUM1,
+    SUM2,
+    SUM3,
+    CALC_SUM,
+    POUT,
+    FOUT,
+    ABUF,
+    MUL,
+) = range(13)
+
+# Columns of the integer vector that describes a product to the kernels.
+(
+    G_M,
+    G_K,
+    G_N,
+    G_ROWS,
+    G_COLS,
+    G_STRIPE,
+    G_HALF,
+    G_FOLDS,
+    G_ACC_BITS,
+    G_DELIVERED_BITS,
+    G_TRUNCATE,
+) = range(11)
+
+# A pixel that enters in cycle c is in these registers after edge c + delay; `mul` is
+# evaluated for that edge.
+_DELAYS = np.zeros(13, np.int64)
+_DELAYS[[DAT_ACTV, MUL, SUM1, SUM2, SUM3, CALC_SUM, POUT, FOUT]] = 1, 2, 2, 3, 4, 5, 6, 6
+_WRITTEN, _READ = 7, 4  # abuf: written by edge c + 7, read last after edge c + 4 of the next pass
+
+_FAR = np.int64(1) << 60
+"""Cycles beyond any schedule; keeps `last - time` of permanent faults in int64."""
+
+
+def geometry(accel, m: int, k: int, n: int) -> np.ndarray:
+    """One product (m,k)(k,n) as the kernels want it, (11,) int64 with the columns G_*."""
+    return np.array(
+        [
+            m,
+            k,
+            n,
+            accel.rows,
+            accel.cols,
+            stripe(accel),
+            half(accel),
+            -(-k // accel.cols),
+            accel.acc_bits,
+            int(accel.parameters["delivered_bits"]),
+            accel.truncate,
+        ],
+        np.int64,
+    )
+
+
+def widths(accel) -> np.ndarray:
+    """Widths of the machine's components, in component order, int64."""
+    return np.array([component.bits for component in accel.components], np.int64)
+
+
+def run(accel, a, b, d, table, out, everything=False) -> np.ndarray:
+    """Overwrite the outputs that faults touch; the contract is that of `families`.
+
+    a (m, k), b (k, n), d (m, n) int64; table (f, 10) int64: rows of registers and nets
+    that replay serves, and rows with a word >= 0, which act on the sum that block
+    T_FIRST leaves in the assembly buffer for output word = m_index * n + n_index.
+    Returns (m, n) bool: what was recomputed.
+    """
+    table = limited(table)
+    numbers = geometry(accel, a.shape[0], a.shape[1], b.shape[1])
+    touched = np.zeros(out.shape, np.uint8)
+    weight = np.ascontiguousarray(b.T)
+    if everything:
+        touched[:] = 1
+    else:
+        mark(numbers, weight, table, touched)
+    _walk_all(np.ascontiguousarray(a), weight, d, numbers, table, widths(accel), touched, out)
+    return touched.astype(bool)
+
+
+def limited(table: np.ndarray) -> np.ndarray:
+    """A copy of a fault table whose last cycles leave room for sums."""
+    table = np.array(table, np.int64).reshape(-1, 10)
+    np.minimum(table[:, T_LAST], _FAR, out=table[:, T_LAST])
+    return table
+
+
+@kernel
+def _tile(numbers, n_tile, m_tile):
+    """(first cycle, kernels, pixels, cycles of a pass) of a tile of outputs."""
+    rows, stripe_ = numbers[G_ROWS], numbers[G_STRIPE]
+    m_size, n_size, folds = numbers[G_M], numbers[G_N], numbers[G_FOLDS]
+    stripes = -(-m_size // stripe_)
+    kernels = min(rows, n_size - n_tile * rows)
+    pixels = min(stripe_, m_size - m_tile * stripe_)
+    before = n_tile * (stripes * (rows + 1 + DRAIN) + m_size)
+    before += m_tile * (kernels + stripe_ + 1 + DRAIN)
+    return folds * before, kernels, pixels, kernels + pixels + 1 + DRAIN
+
+
+@kernel
+def mark(numbers, weight, table, touched):
+    """Set touched[m, n] for every output that some fault may reach (a superset).
+
+    weight  (n, k) integers: faults of operands that meet a weight of 0 reach nothing
+    """
+    rows, stripe_ = numbers[G_ROWS], numbers[G_STRIPE]
+    m_size, n_size, folds = numbers[G_M], numbers[G_N], numbers[G_FOLDS]
+    stripes, n_tiles = -(-m_size // stripe_), -(-n_size // rows)
+    for f in range(table.shape[0]):
+        if table[f, T_WORD] >= 0:
+            touched[table[f, T_WORD] // n_size, table[f, T_WORD] % n_size] = 1
+            continue
+        first, last = table[f, T_FIRST], table[f, T_LAST]
+        for n_tile in range(n_tiles):
+            begin = _tile(numbers, n_tile, 0)[0]
+            if begin > last:
+                break
+            if n_tile + 1 < n_tiles and _tile(numbers, n_tile + 1, 0)[0] <= first:
+                continue
+            for m_tile in range(stripes):
+                begin, kernels, pixels, length = _tile(numbers, n_tile, m_tile)
+                if begin > last:
+                    break
+                if begin + folds * length <= first:
+                    continue
+                fold = max(np.int64(0), (first - begin) // length)
+                while fold < folds and begin + fold * length <= last:
+                    now = begin + fold * length
+                    _mark_pass(
+                        numbers, weight, table[f], touched, n_tile, m_tile, fold, kernels, pixels,
+                        max(first - now, np.int64(0)), min(last - now, length - 1),
+                    )  # fmt: skip
+                    fold += 1
+
+
+@kernel
+def _mark_pass(numbers, weight, fault, touched, n_tile, m_tile, fold, kernels, pixels, first, last):
+    """`mark` for one fault in cycles [first, last] of one pass."""
+    component, row, col = fault[T_COMPONENT], fault[T_ROW], fault[T_COL]
+    k = fold * numbers[G_COLS] + col
+    final = fold == numbers[G_FOLDS] - 1
+    entry = kernels + 1  # cycle in which the first pixel enters
+    operand = component <= DAT_ACTV
+    if (operand and k >= numbers[G_K]) or (component == FOUT and not final):
+        return
+    if component == POUT and final:
+        return
+    shared = component == WT_PRE or component == DAT_PRE
+    for cell in range(kernels):
+        if shared:
+            if cell // numbers[G_HALF] != row // numbers[G_HALF]:
+                continue
+        elif cell != row:
+            continue
+        n = n_tile * numbers[G_ROWS] + cell
+        if operand and weight[n, k] == 0:
+            continue
+        begin, end = np.int64(0), pixels - 1
+        if component == WT_PRE:
+            if not first <= cell <= last:
+                continue
+        elif component == WT_SD:
+            if overlap(first, last, cell + 1, entry) == 0:
+                continue
+        elif component == WT_ACTV:
+            begin = max(begin, first - entry - 1)
+            if last < entry + 1:
+                continue
+        elif component == ABUF:
+            if col >= pixels:
+                continue
+            stays = not final and last >= entry + col + _WRITTEN
+            if not stays and not (fold > 0 and first <= entry + col + _READ):
+                continue
+            begin = end = col
+        else:
+            at = entry + _DELAYS[component]
+            begin, end = max(begin, first - at), min(end, last - at)
+        for pixel in range(begin, end + 1):
+            touched[m_tile * numbers[G_STRIPE] + pixel, n] = 1
+
+
+@kernel
+def _relevant(numbers, table, cell, pixel, begin, end, word, mine):
+    """Write into `mine` the rows of the table that can act on one output; how many.
+
+    cell, pixel  of the output in its tile, whose passes are cycles [begin, end)
+    """
+    count = 0
+    for f in range(table.shape[0]):
+        if table[f, T_WORD] >= 0:
+            if table[f, T_WORD] != word:
+                continue
+        else:
+            if table[f, T_FIRST] >= end or table[f, T_LAST] < begin:
+                continue
+            component, row = table[f, T_COMPONENT], table[f, T_ROW]
+            if component == WT_PRE or component == DAT_PRE:
+                if cell // numbers[G_HALF] != row // numbers[G_HALF]:
+                    continue
+            elif cell != row:
+                continue
+            if component == ABUF and table[f, T_COL] != pixel:
+                continue
+        mine[count] = f
+        count += 1
+    return count
+
+
+@kernel
+def _through(value, component, col, begin, end, here):
+    """What is left of a value that stands in a register in cycles [begin, end].
+
+    col   column of the register, -1 where the cell has one only
+    here  (table, bits, mine, count): faults of the output's cell
+    """
+    table, bits, mine, count = here
+    found = 0
+    one = np.int64(0)
+    for i in range(count):
+        f = mine[i]
+        if table[f, T_COMPONENT] != component or (col >= 0 and table[f, T_COL] != col):
+            continue
+        if overlap(table[f, T_FIRST], table[f, T_LAST], begin, end) > 0:
+            found += 1
+            one = f
+    if found == 0:
+        return value
+    if found == 1:
+        times = overlap(table[one, T_FIRST], table[one, T_LAST], begin, end)
+        return apply_mask(value, table, one, bits[component], times)
+    for t in range(begin, end + 1):
+        for i in range(count):
+            f = mine[i]
+            if table[f, T_COMPONENT] != component or (col >= 0 and table[f, T_COL] != col):
+                continue
+            if table[f, T_FIRST] <= t <= table[f, T_LAST]:
+                value = apply_mask(value, table, f, bits[component], 1)
+    return value
+
+
+@kernel
+def _cell_sum(numbers, a_row, b_col, fold, kernels, cell, pixel, now, here):
+    """Sum of products that one cell hands over for one pixel in the pass from cycle `now`."""
+    bits = here[1]
+    cols = numbers[G_COLS]
+    enters = now + kernels + 1 + pixel
+    active = now + kernels + 2  # the first cycle of active weights
+    total = np.int64(0)
+    for col in range(cols):
+        k = fold * cols + col
+        product = np.int64(0)
+        if k < numbers[G_K] and a_row[k] != 0 and b_col[k] != 0:
+            w = _through(np.int64(b_col[k]), WT_PRE, col, now + cell, now + cell, here)
+            w = _through(w, WT_SD, col, now + cell + 1, active - 1, here)
+            w = _through(w, WT_ACTV, col, active, active + pixel, here)
+            x = _through(np.int64(a_row[k]), DAT_PRE, col, enters, enters, here)
+            x = _through(x, DAT_ACTV, col, enters + 1, enters + 1, here)
+            product = wrap(w * x, bits[MUL])
+        total += _through(product, MUL, col, enters + 2, enters + 2, here)
+    total = wrap(total, bits[SUM1])
+    for stage in range(SUM1, SUM3 + 1):
+        at = enters + _DELAYS[stage]
+        total = _through(total, stage, np.int64(-1), at, at, here)
+    return total
+
+
+@kernel
+def delivered(x, truncate, bits):
+    """A sum with `truncate` bits dropped, rounded half away from zero, saturated to `bits`.
+
+    Rounding looks at 16 bits below the point (CLIP_TRUNCATE of NVDLA).
+    """
+    y = (x << 16) >> truncate
+    q = y >> 16
+    if (y >> 15) & 1 and (x >= 0 or y & 0x7FFF):
+        q += 1
+    top = (np.int64(1) << (bits - 1)) - 1
+    return min(max(q, -top - 1), top)
+
+
+@kernel
+def walk(a_row, b_col, m, n, numbers, table, bits, mine):
+    """Output (m, n) with all faults, without a bias.
+
+    a_row, b_col  (k,) integer operands of the output
+    table         (f, 10) int64, see `run`
+    bits          (components,) int64 widths
+    mine          (f,) int64 scratch
+    """
+    cell, pixel = n % numbers[G_ROWS], m % numbers[G_STRIPE]
+    cols, folds, acc_bits = numbers[G_COLS], numbers[G_FOLDS], numbers[G_ACC_BITS]
+    begin, kernels, _, length = _tile(numbers, n // numbers[G_ROWS], m // numbers[G_STRIPE])
+    end = begin + folds * length
+    count = _relevant(numbers, table, cell, pixel, begin, end, m * numbers[G_N] + n, mine)
+    here = (table, bits, mine, count)
+    top = (np.int64(1) << (acc_bits - 1)) - 1
+    acc = np.int64(0)
+    for fold in range(folds):
+        now = begin + fold * length
+        met, kept = False, False
+        for i in range(count):
+            f = mine[i]
+            if table[f, T_WORD] >= 0:
+                kept |= table[f, T_FIRST] == fold
+            else:
+                met |= overlap(table[f, T_FIRST], table[f, T_LAST], now, now + length - 1) > 0
+        enters = now + kernels + 1 + pixel
+        if met:
+            if fold > 0:
+                acc = _through(acc, ABUF, pixel, now, enters + _READ, here)
+            acc += _cell_sum(numbers, a_row, b_col, fold, kernels, cell, pixel, now, here)
+            acc = wrap(acc, acc_bits + 1)
+            acc = _through(acc, CALC_SUM, np.int64(-1), enters + 5, enters + 5, here)
+        else:
+            for k in range(fold * cols, min((fold + 1) * cols, numbers[G_K])):
+                acc += np.int64(a_row[k]) * np.int64(b_col[k])
+        acc = min(max(acc, -top - 1), top)
+        if fold == folds - 1:
+            break
+        if met:
+            acc = _through(acc, POUT, np.int64(-1), enters + 6, enters + 6, here)
+            acc = _through(acc, ABUF, pixel, enters + _WRITTEN, now + length - 1, here)
+        if kept:
+            for i in range(count):
+                f = mine[i]
+                if table[f, T_WORD] >= 0 and table[f, T_FIRST] == fold:
+                    acc = apply_mask(acc, table, f, acc_bits, 1)
+    acc = delivered(acc, numbers[G_TRUNCATE], numbers[G_DELIVERED_BITS])
+    at = begin + (folds - 1) * length + kernels + 1 + pixel + 6
+    return _through(acc, FOUT, np.int64(-1), at, at, here)
+
+
+@kernel
+def _walk_all(a, weight, d, numbers, table, bits, touched, out):
+    """Overwrite every marked output with its bias, at acc_bits.
+
+    a (m, k), weight (n, k), d (m, n), out (m, n) int64; touched (m, n) uint8
+    """
+    mine = np.empty(max(1, table.shape[0]), np.int64)
+    for m in range(out.shape[0]):
+        for n in range(out.shape[1]):
+            if touched[m, n]:
+                value = walk(a[m], weight[n], m, n, numbers, table, bits, mine)
+                out[m, n] = wrap(value + d[m, n], numbers[G_ACC_BITS])
