@@ -11,7 +11,8 @@ A family is a frozen dataclass whose fields are its parameters (`parameters.py`)
     expected(space, images) -> float     mean number of rows; default: one for each image
     cells, rows_at                       (`cells.py`) if single faults can be numbered
 
-The first line of its docstring says what it draws. This module imports nothing heavy, so that a
+The first line of its docstring says what it draws. Families of other distributions come
+through the entry-point group `fsim.fault_models`: name -> class. This module imports nothing heavy, so that a
 command line can list the names.
 """
 
@@ -21,6 +22,7 @@ import dataclasses
 import difflib
 import importlib
 from functools import cache
+from importlib import metadata
 
 from fsim.errors import ConfigError, FaultError
 
@@ -36,12 +38,44 @@ BUILT_IN = {
 }
 """Name -> module of this package and class."""
 
+GROUP = "fsim.fault_models"
+
 MAX_TEXT = 4096
 
 
 def family_names() -> tuple[str, ...]:
-    """Names of all families."""
-    return tuple(BUILT_IN)
+    """Names of all families, fsim's own first."""
+    return (*BUILT_IN, *sorted(set(_plugins()) - set(BUILT_IN)))
+
+
+@cache
+def _plugins() -> dict[str, metadata.EntryPoint]:
+    return {point.name: point for point in metadata.entry_points(group=GROUP)}
+
+
+def _plugin(name: str) -> type:
+    """The class that another distribution brings; ConfigError if it does not load or fit."""
+    point = _plugins()[name]
+    try:
+        found = point.load()
+    except Exception as error:  # a plug-in may fail in any way
+        raise ConfigError(
+            f"the fault model {name!r} must be importable, got {type(error).__name__}: {error} "
+            f"(entry point {point.value!r})"
+        ) from error
+    wanted = ("name", "unit", "lasting", "rows")
+    missing = [attribute for attribute in wanted if not hasattr(found, attribute)]
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)) or missing:
+        raise ConfigError(
+            f"the fault model {name!r} must be a dataclass with {', '.join(wanted)}, "
+            f"got {found!r} without {', '.join(missing) or 'being one'}"
+        )
+    if found.name != name:
+        raise ConfigError(
+            f"the fault model {name!r} must have that name, got {found.name!r} "
+            f"(entry point {point.value!r})"
+        )
+    return found
 
 
 @cache
@@ -53,6 +87,8 @@ def family_class(name: str) -> type:
         raise ConfigError(
             f"fault model must be one of {', '.join(family_names())}, got {str(name)[:60]!r}{hint}"
         )
+    if name not in BUILT_IN:
+        return _plugin(name)
     module, _, attribute = BUILT_IN[name].partition(":")
     return getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
 
@@ -118,7 +154,18 @@ def parameters_of(name: str) -> list[tuple[str, str, object, str]]:
     ]  # fmt: skip
 
 
-def in_words(faults: dict) -> str:
-    """A fault model of a task as people would write it."""
-    pieces = [f"{key}={value}" for key, value in faults["parameters"].items()]
-    return ",".join([faults["kind"], *pieces])
+def families_told() -> list[dict]:
+    """Every family as JSON values: name, about, lasting, and its parameters."""
+    found = []
+    for name in family_names():
+        cls = family_class(name)
+        keys = ("name", "type", "default", "about")
+        found.append(
+            {
+                "name": name,
+                "about": cls.__doc__.strip().splitlines()[0].rstrip("."),
+                "lasting": cls.lasting,
+                "parameters": [dict(zip(keys, row)) for row in parameters_of(name)],
+            }
+        )
+    return found

@@ -21,7 +21,7 @@ def faults_text(faults: dict) -> str:
         return f"bit flips in stored words of {', '.join(faults['memories'])}"
     if kind == "list":
         return f"the faults of {faults['file']}"
-    if kind in ("ber", "stuck-cells"):
+    if kind in ("ber", "stuck-cells") or "parameters" in faults:
         return describe_faults(faults)
     return f"one {kind}"
 
@@ -40,5 +40,8 @@ def describe_faults(faults: dict) -> str:
             f"stuck cells of the weight memory, one chip a trial: {faults['p']:g} of all cells, "
             f"{100 * faults['sa1_share']:.4g} % of them at 1"
         )
+    if "parameters" in faults:
+        pieces = [f"{name}={value}" for name, value in faults["parameters"].items()]
+        return ",".join([faults["kind"], *pieces])
     each = "trial" if faults["kind"] in ("stuck0", "stuck1") else "image"
     return f"one random {faults['kind']} for each {each}"

@@ -8,19 +8,27 @@ import click
 
 from fsim.cli.options import json_option
 from fsim.cli.tables import pairs, print_json, table
+from fsim.errors import ConfigError
 from fsim.fault_models.catalogue import CERTAINTY, PLATFORMS, SYMBOLS, faults_on
 
 
 @click.command()
 @click.option("--platform", type=click.Choice(PLATFORMS), help="Only faults of this platform.")
+@click.option("--models", is_flag=True, help="The fault models of --fault NAME,key=value,... with "
+              "their parameters.")  # fmt: skip
 @json_option
-def faults(platform, as_json):
+def faults(platform, models, as_json):
     """Hardware faults of accelerators: causes, places, countermeasures and models.
 
     The analysis of FTT-NAS (arXiv 2003.10375). `fsim model` is a model of
     fsim.fault_models.statistical, `fsim inject` the options that put such a fault into
     a simulated array (P: a probability).
     """
+    if models:
+        if platform is not None:
+            raise ConfigError("--models lists what fsim has on every platform: no --platform")
+        _models(as_json)
+        return
     rows = faults_on(platform)
     if as_json:
         used = {row.certainty for row in rows}
@@ -64,3 +72,31 @@ def faults(platform, as_json):
     click.echo("\nsource of the rows")
     for reference in dict.fromkeys(row.reference for row in rows):
         click.echo(f"  {reference} (arXiv 2003.10375)")
+
+
+def _models(as_json: bool) -> None:
+    """The named fault models and their parameters."""
+    from fsim.fault_models.families import families_told
+
+    found = families_told()
+    if as_json:
+        print_json({"models": found})
+        return
+    click.echo(
+        table(
+            ("model", "rows are", "one fault is"),
+            [(m["name"], "a chip" if m["lasting"] else "events", m["about"]) for m in found],
+        )
+    )
+    for model in found:
+        click.echo(f"\n{model['name']}")
+        click.echo(
+            table(
+                ("  parameter", "default", "meaning"),
+                [
+                    (f"  {p['name']}", "needed" if p["default"] is None else p["default"],
+                     p["about"])
+                    for p in model["parameters"]
+                ],
+            )
+        )  # fmt: skip

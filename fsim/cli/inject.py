@@ -84,6 +84,7 @@ def parse_hw_batch(text: str) -> int | None:
 
 def fault_model(ber, seu_rate, faults, hw_batch, stuck_cells=None, sa1_share=None):
     """(fault model, its JSON description) that the options ask for; exactly one source."""
+    from fsim.fault_models import families
     from fsim.fault_models.bit_errors import BitErrors
     from fsim.fault_models.network import Explicit
     from fsim.fault_models.stuck_cells import SA1_SHARE, StuckCells
@@ -115,14 +116,19 @@ def fault_model(ber, seu_rate, faults, hw_batch, stuck_cells=None, sa1_share=Non
         return BitErrors(**rates, hw_batch=batch), {"kind": "ber", **rates, "hw_batch": batch}
     if seu_rate is not None:
         return UpsetRate(seu_rate), {"kind": "seu-rate", "rate": seu_rate}
-    if len(faults) == 1 and "=" not in faults[0]:
-        if faults[0] not in KINDS:
+    named = [text for text in faults if "=" not in text.partition(",")[0]]
+    if len(faults) == 1 and named:
+        if faults[0] in KINDS:
+            return SingleFault(faults[0]), {"kind": faults[0]}
+        name, values = families.parse_family(faults[0])
+        if name not in families.family_names() or name in KINDS:
             raise ConfigError(
-                f"--fault must be key=value,... or one of {', '.join(KINDS)}, got {faults[0]!r}"
+                f"--fault must be key=value,... or one of "
+                f"{', '.join((*KINDS, *families.family_names()))}, got {faults[0][:60]!r}"
             )
-        return SingleFault(faults[0]), {"kind": faults[0]}
-    alone = [text for text in faults if text in KINDS]
-    if alone:
+        model = families.make_family(name, values)
+        return model, families.described(model)
+    if named:
         raise ConfigError(f"a random fault must be the only --fault, got {' and '.join(faults)}")
     explicit = Explicit(tuple(parse_fault(text) for text in faults))
     return explicit, {"kind": "explicit", "faults": list(faults)}
@@ -156,7 +162,8 @@ class Progress:
 @click.option("--seu-rate", type=Probability, help="Upsets per register bit and cycle.")
 @stuck_options
 @click.option("--fault", "faults", multiple=True,
-              help="seu, mbu, transient, stuck0, stuck1 or intermittent: one at a random site; or "
+              help="seu, mbu, transient, stuck0, stuck1 or intermittent: one at a random site; a "
+              "model with parameters, mcu,shapes=2x2 (fsim faults --models); or "
               "layer=conv1,component=psum,row=0,col=3,bit=7,cycle=40. May be repeated.")
 @click.option("--sites", help="Only these components, comma separated (fsim sites lists them).")
 @click.option("--layers", help="Only these layers, comma separated.")
@@ -204,7 +211,7 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
             "--sites and --layers restrict random faults: a --fault that names its component "
             "must go without them"
         )
-    if described["kind"] in ("stuck0", "stuck1") and layers is not None:
+    if getattr(chosen, "permanent", False) and layers is not None:
         raise ConfigError(
             "--layers cannot restrict a stuck-at fault, which is in the machine in every layer: "
             "use --sites"
@@ -232,7 +239,7 @@ def inject(accel, settings, dataflow, model, weights, data, data_dir, images, qu
                 raise FsimError(
                     f"image of a fault must be in 0..{len(session.images) - 1}, got {fault.image}"
                 )
-    plan = make_plan(session, space, described, trials)
+    plan = make_plan(session, space, chosen, described, trials)
     check_size(plan, trace)
     check_outputs(trace, out)
     if dry_run:

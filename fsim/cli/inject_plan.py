@@ -58,7 +58,7 @@ def check_size(plan: dict, trace) -> None:
         )
 
 
-def make_plan(session, space, described, trials) -> dict:
+def make_plan(session, space, chosen, described, trials) -> dict:
     """Sites, exposed bits, expected flips and memory, before anything runs."""
     images = len(session.images)
     exposed: Counter = Counter()
@@ -89,8 +89,10 @@ def make_plan(session, space, described, trials) -> dict:
         flips = described["p"] * plan["weight_cells"]
     elif described["kind"] == "explicit":
         flips = len(described["faults"])
+    elif hasattr(chosen, "expected"):
+        flips = chosen.expected(space, images)
     else:
-        flips = 1 if described["kind"] in ("stuck0", "stuck1") else images
+        flips = 1 if getattr(chosen, "permanent", False) else images
     plan["expected_faults_per_trial"] = flips
     largest = max(int(_product(op.shape)) for op in session.program.ops)
     # Faults of a trial, a batch of the largest tensor, the images, outcomes of all trials.
@@ -136,7 +138,8 @@ def seconds_needed(session, space, chosen, plan, seed, backend) -> float:
     from fsim.simulator.inject import golden_run, run_trials
 
     # A chip costs the same whatever the images: more of them, or it counts for too much.
-    count = min(128 if chosen.name == "stuck-cells" else 16, plan["images"])
+    chip = chosen.name == "stuck-cells" or getattr(chosen, "lasting", False)
+    count = min(128 if chip else 16, plan["images"])
     golden = golden_run(session.placement, session.images[:count], session.labels[:count])
     times = []
     for _ in range(2):  # the first may compile

@@ -238,7 +238,7 @@ def _exposed(report: dict) -> list[tuple[str, str]]:
         return [("exposed bits", f"{text} an image")] if text else []
     if faults["kind"] == "stuck-cells":
         return [("cells", f"{plan['weight_cells']:,} of the weight memory, one for each bit")]
-    if faults["kind"] == "explicit":
+    if faults["kind"] == "explicit" or "parameters" in faults:
         return []
     return [("register sites", f"{plan['register_sites_per_image']:,} bits x cycles an image")]
 
