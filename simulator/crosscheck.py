@@ -142,6 +142,7 @@ def random_table(rng, accel: Accel, components: list[int], cycles: int, count: i
         mask = 1 << int(rng.integers(component.bits))
         if rng.integers(4) == 0:
             mask |= 1 << int(rng.integers(component.bits))
+        mask -= (mask >> 63) << 64  # the top bit of a 64-bit word is the sign of its int64
         kind = int(rng.integers(4))  # flip, stuck at 0, stuck at 1, permanent stuck at 0 or 1
         level = kind > 0 or component.kind == "net"
         if kind == 3:
