@@ -242,7 +242,7 @@ class FaultHooks:
         inside &= level | (rows["first"] >= start)
         groups, m, n = lower.psum_position(low, rows["word"])
         inside = np.where(register, inside, groups == group)
-        rows["word"] = np.where(register, -1, m * low.n + n)
+        rows["word"] = np.where(register, rows["word"], m * low.n + n)
         rows["first"] = np.where(register, np.maximum(rows["first"] - start, -1), rows["first"])
         ends = register & (rows["last"] < np.iinfo(np.int64).max)
         rows["last"] = np.where(ends, rows["last"] - start, rows["last"])
