@@ -43,7 +43,7 @@ from fsim.errors import ConfigError
 
 GROUP = "fsim.accelerators"
 
-BUILT_IN = ("systolic", "gemmini", "pipelined", "tpu", "nvdla", "eyeriss", "rram", "fpga")
+BUILT_IN = ("systolic", "gemmini", "pipelined", "tpu", "vta", "nvdla", "eyeriss", "rram", "fpga")
 """Folders beside this file."""
 
 

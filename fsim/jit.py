@@ -6,7 +6,7 @@
   source, because numba's own key sees only the file of the kernel itself and not
   the helpers it calls in other files.
 
-Only `simulator/kernels/` and `accel_models/*/tile.py` may import this module.
+Only `simulator/kernels/` and `accel_models/*/{tile,replay}.py` may import this module.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def _kernel_sources() -> list[Path]:
         files += root.glob("accel_models/plan.py")
         files += root.glob("accel_models/span.py")
         files += root.glob("accel_models/*/tile.py")
+        files += root.glob("accel_models/*/replay.py")
     return sorted(set(files))
 
 
