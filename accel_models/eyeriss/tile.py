@@ -121,3 +121,47 @@ def struck_sums(row, sizes, bits, ifmap, filters, table, out):
                 for cell in range(sizes[0] - 1):
                     pads[cell], gated[cell] = pads[cell + 1], gated[cell + 1]
                 t = _edge(pads, offset, table, bits, t)
+
+
+@kernel
+def pixels(codes, y, channel, q, padding, out):
+    """The ifmap row that enters PEs: out int64, channel innermost, zeros outside.
+
+    codes  (h, w, c) of one group, any integer type; channel: first of the block
+    """
+    h, w, channels = codes.shape
+    for index in range(len(out)):
+        x, c = index // q - padding, channel + index % q
+        out[index] = 0
+        if 0 <= y < h and 0 <= x < w and c < channels:
+            out[index] = codes[y, x, c]
+
+
+@kernel
+def filter_words(weights, i, channel, first, q, p, out):
+    """The filter row of a block: out int64 (S q p), filter innermost, zeros outside.
+
+    weights  (kh, kw, c, n) of one group; i: kernel row; channel, first: of the block
+    """
+    _, kw, channels, filters = weights.shape
+    for s in range(kw):
+        for c in range(q):
+            for j in range(p):
+                value = np.int64(0)
+                if channel + c < channels and first + j < filters:
+                    value = np.int64(weights[i, s, channel + c, first + j])
+                out[(s * q + c) * p + j] = value
+
+
+@kernel
+def difference(row, sizes, bits, ifmap, filters, read, held, table, clean, out):
+    """out (F, p) int64: struck sums of a pass less its clean ones.
+
+    ifmap, filters  as the buffer has them; read, held: as they arrive
+    clean           (F, p) scratch
+    """
+    row_sums(row, ifmap, filters, clean)
+    struck_sums(row, sizes, bits, read, held, table, out)
+    for f in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[f, j] -= clean[f, j]

@@ -55,6 +55,7 @@ def verify(accel, settings, dataflow, vectors, backends, every, seconds, as_json
     """
     from fsim.errors import ConfigError
     from fsim.simulator import verify as checks
+    from fsim.simulator import verify_rows as checks_of_rows
     from fsim.simulator.runners import RUNNERS
 
     if vectors is None and (accel or settings or dataflow):
@@ -65,16 +66,25 @@ def verify(accel, settings, dataflow, vectors, backends, every, seconds, as_json
     if machine and (settings or dataflow):
         _check_machine(vectors, machine, settings, dataflow)
     backends = backends or BACKENDS
-    files = [vectors] if vectors else checks.builtin_vectors()
+    rows = [checks_of_rows.builtin_rows()]
+    if vectors:
+        rows = [vectors] if checks_of_rows.is_row_file(vectors) else []
+    files = checks.builtin_vectors() if vectors is None else [] if rows else [vectors]
 
     start = time.perf_counter()
-    reports = []
+    reports, pes = [], []
     for path in files:
         for backend in backends:
             sampled = backend == "reference" and vectors is None
             step = every or (REFERENCE_EVERY if sampled else 1)
             report = checks.verify_vectors(path, machine, backend, every=step)
             reports.append((report, step))
+    for path in rows:
+        for backend in checks_of_rows.BACKENDS:
+            if backend in backends:
+                named = {"accel": machine} if machine else {}
+                report = checks_of_rows.verify_rows(path, backend, every=every or 1, **named)
+                pes.append((report, every or 1))
     compared = [name for name in backends if name != "reference"]
     kernels = []
     if seconds and compared and vectors is None:
@@ -82,18 +92,20 @@ def verify(accel, settings, dataflow, vectors, backends, every, seconds, as_json
         kernels = checks.kernel_checks(seconds, runners)
     elapsed = time.perf_counter() - start
 
-    failed = sum(report.failed for report, _ in reports) + sum(row.failed for row in kernels)
+    failed = sum(report.failed for report, _ in reports + pes)
+    failed += sum(row.failed for row in kernels)
     if as_json:
         print_json(
             {
                 "ok": failed == 0,
                 "seconds": round(elapsed, 3),
                 "vectors": [_vector_json(report, step) for report, step in reports],
+                "rows": [_vector_json(report, step) for report, step in pes],
                 "kernels": [dataclasses.asdict(row) for row in kernels],
             }
         )
     else:
-        _print(reports, kernels, failed, elapsed)
+        _print(reports, pes, kernels, failed, elapsed)
     if failed:
         raise SystemExit(1)
 
@@ -133,7 +145,7 @@ def _vector_json(report, step: int) -> dict:
     }
 
 
-def _print(reports, kernels, failed: int, elapsed: float):
+def _report_table(reports) -> str:
     rows = [
         (
             report.path.name,
@@ -148,25 +160,38 @@ def _print(reports, kernels, failed: int, elapsed: float):
         for report, _ in reports
     ]
     numbers = ("vectors", "pass", "fail", "skip", "s")
-    click.echo(table(("file", "machine", "backend", *numbers), rows, numbers))
+    return table(("file", "machine", "backend", *numbers), rows, numbers)
+
+
+def _print(reports, pes, kernels, failed: int, elapsed: float):
+    if reports:
+        _print_arrays(reports)
+    if pes:
+        click.echo("\nVectors of one row-stationary PE:" if reports else "")
+        click.echo(_report_table(pes))
+    if kernels:
+        click.echo("\nRandom products with random faults, against the cycle-level reference:")
+        rows = [(row.machine, row.backend, row.passed, row.failed) for row in kernels]
+        click.echo(table(("machine", "backend", "pass", "fail"), rows, ("pass", "fail")))
+    for report, _ in reports + pes:
+        if report.first:
+            click.echo(f"\nfirst difference, {report.path.name}, {report.backend}: {report.first}")
+    for row in kernels:
+        if row.first:
+            click.echo(f"\nfirst difference, {row.machine}, {row.backend}: {row.first}")
+    passed = sum(report.passed for report, _ in reports + pes)
+    passed += sum(row.passed for row in kernels)
+    click.echo(f"\nchecks: {passed} passed, {failed} failed in {elapsed:.0f} s")
+
+
+def _print_arrays(reports):
+    click.echo(_report_table(reports))
     files = {report.path: report.total for report, _ in reports}
     click.echo(f"\nvectors: faults, {sum(files.values()):,} in {_count(len(files), 'file')}")
     click.echo("pass, fail, skip: checks. A vector has two or three, each compared whole: result,")
     click.echo("  masked flag and, where the file has one, waveform; a product without faults has")
     click.echo("  result, cycles and waveform")
     click.echo("skip: the backend does not serve that component, or keeps no waveform")
-    if kernels:
-        click.echo("\nRandom products with random faults, against the cycle-level reference:")
-        rows = [(row.machine, row.backend, row.passed, row.failed) for row in kernels]
-        click.echo(table(("machine", "backend", "pass", "fail"), rows, ("pass", "fail")))
-    for report, _ in reports:
-        if report.first:
-            click.echo(f"\nfirst difference, {report.path.name}, {report.backend}: {report.first}")
-    for row in kernels:
-        if row.first:
-            click.echo(f"\nfirst difference, {row.machine}, {row.backend}: {row.first}")
-    passed = sum(report.passed for report, _ in reports) + sum(row.passed for row in kernels)
-    click.echo(f"\nchecks: {passed} passed, {failed} failed in {elapsed:.0f} s")
 
 
 def _count(number: int, what: str) -> str:
