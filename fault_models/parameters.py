@@ -41,7 +41,10 @@ def one_of(value, choices, what: str):
 
 def read_value(field: dataclasses.Field, value, where: str):
     """A parameter's value from text or JSON, of the type that its field has."""
-    kind = {"int": int, "float": float, "str": str}[field.type]
+    named = getattr(field.type, "__name__", field.type)  # text under postponed annotations
+    kind = {"int": int, "float": float, "str": str}.get(named)
+    if kind is None:
+        raise FaultError(f"{field.name} of {where} must be declared int, float or str, got {named}")
     if kind is str and isinstance(value, str):
         return value
     good = isinstance(value, (int, float, str)) and not isinstance(value, bool) and kind is not str

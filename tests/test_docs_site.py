@@ -38,7 +38,10 @@ RUN = (
 )  # fmt: skip
 """Pages whose blocks are run."""
 
-ELSEWHERE = {"search.md": "test_docs_search.py", "report.md": "test_report.py"}
+ELSEWHERE = {
+    "search.md": "test_docs_search.py", "report.md": "test_report.py",
+    "how-to/add-an-accelerator.md": "test_plugins.py",
+}  # fmt: skip
 """Pages whose commands another test runs."""
 
 INDENTED = {

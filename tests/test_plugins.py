@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from docs_tools.pages import agrees, blocks, steps
 from fsim.errors import ConfigError
 from fsim.skeleton import write_skeleton
 from tests.test_layout import ROOT
@@ -206,8 +209,6 @@ def test_a_criterion_of_a_plug_in_decides_what_is_critical(criteria):
     ],
 )
 def test_a_criterion_that_is_none_is_refused(criteria, tmp_path, name, says):
-    import re
-
     found = fsim(criteria, "campaign", "--fault", "flip", "--trials", 50, "--critical", name,
                  "--out", tmp_path / "x.h5")  # fmt: skip
     assert found.returncode != 0 and "Traceback" not in found.stderr
@@ -226,3 +227,134 @@ def test_the_criterion_contract_tells_good_from_bad(criteria):
     )
     found = python(criteria, "-c", code)
     assert found.stdout.split("\n") == ["batch one-by-one", ""], found.stdout + found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("patch") is None, reason="the page's changes need patch")
+def test_the_guide_does_what_it_says(tmp_path):
+    """Every command of the page, in order, with what pip would do done by hand."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (tmp_path / "my-npu", ROOT))),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    last = ""
+    for block in blocks((ROOT / "docs" / "how-to/add-an-accelerator.md").read_text()):
+        if block.language == "text":
+            for line in block.text.strip().splitlines():
+                pieces = [re.escape(piece) for piece in line.split("...")]
+                assert re.search(".*".join(pieces), last), f"{line}\nnot in\n{last}"
+            continue
+        if block.language not in ("sh", "console"):
+            continue
+        for step in steps(block):
+            if step.here is not None:
+                (tmp_path / step.here[0]).write_text(step.here[1])
+                continue
+            if step.command.startswith("pip install"):
+                install(
+                    tmp_path / "my-npu", "fsim-my-npu", "[fsim.accelerators]\nmy-npu = my_npu\n"
+                )
+                continue
+            if step.command.startswith("fsim verify"):
+                continue  # it needs the reader's RTL
+            command = step.command.replace("pytest -q", "pytest -q -p no:cacheprovider")
+            done = subprocess.run(
+                ["sh", "-c", command], cwd=tmp_path, env=environment, text=True, timeout=600,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            last = done.stdout
+            failing = command.startswith("pytest") and "FAILED" in last  # the page says so
+            assert done.returncode == 0 or failing, f"{command}\n{last}"
+            if step.output:
+                assert agrees(step.output, last), f"{command} printed\n{last}"
+    assert "10 passed" in last
+
+
+FAULT_MODELS = '''
+from dataclasses import dataclass
+
+import numpy as np
+
+from fsim.fault_models.parameters import parameter
+from fsim.fault_models.rows import flip_rows
+
+
+@dataclass(frozen=True)
+class FirstWeight:
+    """A bit of one weight of the first layer, for every image.
+
+    bit  which one
+    """
+
+    bit: int = parameter("bit of the weight", 6)
+
+    name = "first-weight"
+    unit = "image"
+    lasting = False
+
+    def rows(self, space, trial, images, draws):
+        block = next(b for b in space.blocks if b.component == "weights")
+        images = np.asarray(images, np.int64)
+        word = draws.sites(block.words, 1, 77 << 20, trial, images)[:, 0]
+        names = [c.name for c in space.accel.components]
+        return flip_rows(
+            len(images), trial=trial, image=images, event=np.arange(len(images)),
+            layer=block.layer, component=names.index("weights"), word=word,
+            xor_mask=1 << self.bit,
+        )
+
+
+@dataclass(frozen=True)
+class Batchwise(FirstWeight):
+    name = "batchwise"
+
+    def rows(self, space, trial, images, draws):
+        rows = super().rows(space, trial, images, draws)
+        rows["word"] = rows["word"][0]  # wrong: that of the first image asked for
+        return rows
+
+
+class Nothing:
+    name = "nothing"
+'''
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    site = tmp_path_factory.mktemp("models")
+    (site / "strikes.py").write_text(FAULT_MODELS)
+    install(
+        site, "fsim-strikes",
+        "[fsim.fault_models]\nfirst-weight = strikes:FirstWeight\nbatchwise = strikes:Batchwise\n"
+        "nothing = strikes:Nothing\n",
+    )  # fmt: skip
+    return site
+
+
+def test_a_fault_model_of_a_plug_in_is_drawn_stored_and_replayed(models):
+    run = fsim(models, "inject", "--fault", "first-weight,bit=5", "--images", 20, "--trials", 3,
+               "--no-curve", "--trace", "t.h5", "--json")  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert {row["component"] for row in found["faults_by"]} == {"weights"}
+    again = fsim(models, "replay", "t.h5", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["differences"] == 0, again.stderr
+    wrong = fsim(models, "inject", "--fault", "nothing", "--images", 2, "--trials", 1)
+    assert wrong.returncode != 0 and "must be a dataclass with" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_the_fault_model_contract_tells_good_from_bad(models):
+    code = (
+        "import strikes\n"
+        "from fsim.testing import fault_model_contract\n"
+        "for model in (strikes.FirstWeight(), strikes.Batchwise()):\n"
+        "    for check in fault_model_contract(model):\n"
+        "        try:\n"
+        "            check()\n"
+        "        except AssertionError as error:\n"
+        "            print(model.name, check)\n"
+    )
+    found = python(models, "-c", code)
+    assert found.stdout.split("\n") == ["batchwise images-alone", ""], found.stdout + found.stderr
