@@ -35,6 +35,9 @@ BUILT_IN = {
     "sram-voltage": "voltage:LowVoltage",
     "retention": "retention:Retention",
     "timing": "timing:TimingErrors",
+    "crossbar-stuck": "crossbar:CrossbarStuck",
+    "crossbar-variation": "crossbar:CrossbarVariation",
+    "config-upsets": "configuration:ConfigurationUpsets",
 }
 """Name -> module of this package and class."""
 
