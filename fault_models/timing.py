@@ -76,7 +76,7 @@ class TimingErrors:
     alpha: float = parameter("exponent of the alpha-power law", 1.3)
     depth: float = parameter("share of the top bit's delay that grows with the bit", 0.75)
     toggle: float = parameter("probability that the bit before differs", 0.5)
-    years: float = parameter("age", 0.0)
+    years: float = parameter("age of the circuit", 0.0)
     celsius: float = parameter("temperature in degrees Celsius (of aging)", 85.0)
     duty: float = parameter("share of the age under stress", 0.5)
     shift: float = parameter("V of BTI after 10 years, always on, at 125 C", 0.0)
