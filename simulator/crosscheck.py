@@ -30,7 +30,12 @@ from fsim.types import (
     T_XOR,
 )
 
-PRESETS = {"gemmini": "gemmini-like", "pipelined": "pipelined-systolic", "systolic": "systolic"}
+PRESETS = {
+    "gemmini": "gemmini-like",
+    "pipelined": "pipelined-systolic",
+    "systolic": "systolic",
+    "nvdla": "nvdla-small-like",
+}
 """Family -> the preset from which its machines are resized."""
 
 
@@ -56,6 +61,7 @@ MACHINES = (
     ("systolic", "os"),
     ("systolic", "ws"),
     ("systolic", "is"),
+    ("nvdla", "dc"),
 )
 
 
@@ -104,15 +110,21 @@ def kernel_checks(
 
 def _random_accel(rng, family: str, dataflow: str) -> Accel:
     bits = int(rng.integers(2, 9))
+    preset = load_accel(PRESETS[family])
     return dataclasses.replace(
-        load_accel(PRESETS[family]),
+        preset,
         dataflow=dataflow,
         rows=int(rng.integers(1, 5)),
         cols=int(rng.integers(1, 5)),
         operand_bits=bits,
         product_bits=2 * bits,
         acc_bits=int(rng.integers(2 * bits, 33)),
-        overflow="saturate" if family == "systolic" and rng.integers(2) else "wrap",
+        overflow=str(rng.choice(preset.kind.overflow)),
+        truncate=int(rng.choice([0, 1, 4, 17, 31])) if preset.kind.truncates else 0,
+        parameters={
+            name: rng.integers(least, min(most, least + 9)).item() if rng.integers(2) else default
+            for name, (default, least, most) in preset.kind.parameters.items()
+        },
     )
 
 
@@ -124,6 +136,8 @@ def _random_operands(rng, accel: Accel):
         a, b = (rng.choice([-top, top - 1], size) for size in ((m, k), (k, n)))
     else:
         a, b = (rng.integers(-top, top, size) for size in ((m, k), (k, n)))
+    if rng.integers(3) == 0:  # zeros, which some machines gate
+        a, b = (codes * rng.integers(0, 2, codes.shape) for codes in (a, b))
     limit = 1 << (accel.acc_bits - 1)
     d = rng.integers(-limit, limit, (m, n)) if rng.integers(3) else None
     return a.astype(np.int64), b.astype(np.int64), d

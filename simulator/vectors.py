@@ -21,8 +21,11 @@ from fsim.types import FAULT, FOREVER, LEVEL, STATE, fault_table
 KINDS = ("flip", "sa0", "sa1")
 """Fault kinds of the format: bit inverted once; stuck at 0; stuck at 1."""
 
-FAMILIES = {"gemmini": "gemmini", "st": "pipelined", "systolic": "systolic"}
+FAMILIES = {"gemmini": "gemmini", "st": "pipelined", "systolic": "systolic", "nvdla": "nvdla"}
 """First word of a `design` -> machine family. Other designs name no family."""
+
+DATAFLOWS = {"os": "os", "ws": "ws", "is": "is", "dc": "dc", "nvdla": "dc"}
+"""`dataflow` in lower case -> the machine's: NVDLA names its direct convolution after itself."""
 
 MAX_PES = 1024
 MAX_DIM = 4096
@@ -39,6 +42,7 @@ class Case:
     out     int64 (m, n)
     cycles  length of the run
     trace   int64 (cycles, port width), the output port after every edge, or None
+    truncate  bits that the output stage drops
     """
 
     a: np.ndarray
@@ -47,6 +51,7 @@ class Case:
     out: np.ndarray
     cycles: int
     trace: np.ndarray | None
+    truncate: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class VectorFile:
     """A checked vector file.
 
     family      machine family by the first word of `design`, or None
-    dataflow    "os", "ws" or "is"
+    dataflow    "os", "ws", "is" or "dc"
     site_bits   site -> width of the register or net
     """
 
@@ -117,11 +122,14 @@ def read_vectors(path: str | Path) -> VectorFile:
     bits = [_integer(width, "site_bits", 1, 64, path) for width in widths]
     rows = _integer(meta.get("rows"), "rows", 1, MAX_PES, path)
     cols = _integer(meta.get("cols"), "cols", 1, MAX_PES, path)
-    dataflow = _text(meta, "dataflow", path).lower()
-    if dataflow not in ("os", "ws", "is"):
-        raise ConfigError(f"dataflow must be OS, WS or IS, got {dataflow!r} ({path}: meta)")
+    dataflow = DATAFLOWS.get(_text(meta, "dataflow", path).lower())
+    if dataflow is None:
+        wanted = ", ".join(name.upper() for name in DATAFLOWS)
+        raise ConfigError(
+            f"dataflow must be one of {wanted}, got {meta['dataflow']!r} ({path}: meta)"
+        )
     design = _text(meta, "design", path)
-    ports = (cols, rows * cols)
+    ports = (2 * rows + 3,) if dataflow == "dc" else (cols, rows * cols)
     cases = tuple(
         _case(arrays, c, shape, ports, path) for c, shape in enumerate(_list(meta, "cases", path))
     )
@@ -136,7 +144,7 @@ def read_vectors(path: str | Path) -> VectorFile:
         cols=cols,
         site_bits=dict(zip(sites, bits)),
         cases=cases,
-        vectors=_vectors(arrays, meta, cases, kinds, sites, bits, rows, cols, path),
+        vectors=_vectors(arrays, meta, cases, kinds, sites, bits, rows, cols, ports, path),
     )
 
 
@@ -240,18 +248,16 @@ def _within(values: np.ndarray, low, high, key: str, path: Path) -> None:
         )
 
 
-def _trace(arrays, key: str, cycles: int, ports: tuple[int, int], path: Path) -> np.ndarray:
-    """The output port by cycle: one column a PE column, or one a PE (row-major)."""
+def _trace(arrays, key: str, cycles: int, ports: tuple[int, ...], path: Path) -> np.ndarray:
+    """The output port by cycle; `ports`: the widths it can have."""
     trace = _array(arrays, key, (cycles, -1), path)
     if trace.shape[1] not in ports:
-        raise ConfigError(
-            f"{key} must have {ports[0]} or {ports[1]} columns, "
-            f"got {trace.shape[1]} ({path}: {key})"
-        )
+        wanted = " or ".join(map(str, ports))
+        raise ConfigError(f"{key} must have {wanted} columns, got {trace.shape[1]} ({path}: {key})")
     return trace
 
 
-def _case(arrays, c: int, shape, ports: tuple[int, int], path: Path) -> Case:
+def _case(arrays, c: int, shape, ports: tuple[int, ...], path: Path) -> Case:
     where = f"cases[{c}]"
     if not isinstance(shape, dict):
         raise ConfigError(f"{where} must be an object, got {shape!r:.60} ({path}: meta)")
@@ -271,10 +277,13 @@ def _case(arrays, c: int, shape, ports: tuple[int, int], path: Path) -> Case:
         out=_array(arrays, f"C{c}", (m, n), path),
         cycles=cycles,
         trace=_trace(arrays, golden, cycles, ports, path) if golden in arrays else None,
+        truncate=_integer(shape.get("trunc", 0), f"{where}.trunc", 0, 31, path),
     )
 
 
-def _vectors(arrays, meta, cases, kinds, sites, bits, rows, cols, path) -> tuple[Vector, ...]:
+def _vectors(
+    arrays, meta, cases, kinds, sites, bits, rows, cols, ports, path
+) -> tuple[Vector, ...]:
     count = _integer(meta.get("n_vectors"), "n_vectors", 0, MAX_VECTORS, path)
     fields = ("case", "kind", "site", "row", "col", "bit", "cycle", "off")
     f = {field: _array(arrays, f"f_{field}", (count,), path) for field in fields}
@@ -283,7 +292,8 @@ def _vectors(arrays, meta, cases, kinds, sites, bits, rows, cols, path) -> tuple
     for field, high in (("case", len(cases)), ("kind", len(kinds)), ("site", len(sites))):
         _within(f[field], 0, high - 1, f"f_{field}", path)
     _within(f["row"], 0, rows - 1, "f_row", path)
-    _within(f["col"], 0, cols - 1, "f_col", path)
+    # Of a buffer the column is an address: how many there are is the accelerator's matter.
+    _within(f["col"], 0, MAX_PES - 1 if len(ports) == 1 else cols - 1, "f_col", path)
     _within(f["bit"], 0, np.array(bits)[f["site"]] - 1, "f_bit", path)
     flips = np.array([kind == "flip" for kind in kinds])[f["kind"]]
     cycles = np.array([case.cycles for case in cases])[f["case"]]
@@ -291,7 +301,6 @@ def _vectors(arrays, meta, cases, kinds, sites, bits, rows, cols, path) -> tuple
     sizes = np.array([case.out.size for case in cases])[f["case"]]
     _within(f["off"], 0, len(results) - sizes, "f_off", path)
 
-    ports = (cols, rows * cols)
     indices = _array(arrays, "trace_idx", (-1,), path) if "trace_idx" in arrays else []
     if len(indices):
         _within(indices, 0, count - 1, "trace_idx", path)

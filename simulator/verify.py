@@ -21,7 +21,7 @@ from fsim.errors import ConfigError
 from fsim.simulator.crosscheck import PRESETS, KernelCheck, kernel_checks
 from fsim.simulator.reference import NO_FAULTS, first_difference
 from fsim.simulator.runners import RUNNERS, Runner
-from fsim.simulator.vectors import VectorFile, read_vectors, vector_table
+from fsim.simulator.vectors import FAMILIES, VectorFile, read_vectors, vector_table
 
 __all__ = [
     "RUNNERS",
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 PORTS = {"gemmini": "oreg", "pipelined": "mac_out", "systolic": "psum"}
-"""Family -> the register that its output port shows."""
+"""Family -> the register that its output port shows; several registers: see `_port`."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,9 @@ class VectorReport:
 
 
 def builtin_vectors() -> list[Path]:
-    """The vector files that come with fsim, sorted by name."""
-    return sorted((Path(__file__).resolve().parent / "rtl_vectors").glob("*.npz"))
+    """The files of matrix products that come with fsim, sorted by name."""
+    files = sorted((Path(__file__).resolve().parent / "rtl_vectors").glob("*.npz"))
+    return [path for path in files if path.stem.split("_")[0] in FAMILIES]
 
 
 def accel_for(vectors: VectorFile, accel: Accel | None = None) -> Accel:
@@ -143,8 +144,8 @@ def accel_for(vectors: VectorFile, accel: Accel | None = None) -> Accel:
     if accel is None:
         if vectors.family is None:
             raise ConfigError(
-                f"design must begin with gemmini_, st_ or systolic_ where no accelerator is "
-                f"named, got {vectors.design!r} {where}"
+                f"design must begin with {', '.join(f'{name}_' for name in FAMILIES)} where no "
+                f"accelerator is named, got {vectors.design!r} {where}"
             )
         accel = load_accel(PRESETS[vectors.family])
     if vectors.family not in (None, accel.family):
@@ -169,7 +170,24 @@ def accel_for(vectors: VectorFile, accel: Accel | None = None) -> Accel:
             )
         if widths[site] != bits:
             raise ConfigError(f"{site} has {widths[site]} bits on {accel.name}, got {bits} {where}")
+    for v, vector in enumerate(vectors.vectors):
+        height, width, words = accel.grid(accel.components[accel.component_index(vector.site)])
+        if words > 1:
+            raise ConfigError(
+                f"a site must be single registers or a net, got the file of registers "
+                f"{vector.site!r} {where}"
+            )
+        if vector.row >= height or vector.col >= width:
+            raise ConfigError(
+                f"{vector.site} is {height} x {width} on {accel.name}, got row {vector.row}, "
+                f"col {vector.col} ({vectors.path}: f_row, f_col, vector {v})"
+            )
     for c, case in enumerate(vectors.cases):
+        if case.truncate and not accel.kind.truncates:
+            raise ConfigError(
+                f"cases[{c}].trunc must be 0 on {accel.name}, which has no output truncation, "
+                f"got {case.truncate} {where}"
+            )
         for name, codes, bits in (
             (f"A{c}", case.a, accel.operand_bits),
             (f"B{c}", case.b, accel.operand_bits),
@@ -279,6 +297,11 @@ def _cycle_count(index):
 
 def _port(accel: Accel, width: int):
     """Index into a trace -> (cycle, register, row, col)."""
+    if accel.family == "nvdla":
+        cells = range(accel.rows)
+        columns = [("sum3", n, 0) for n in cells] + [("pv3", None, None)]
+        columns += [("fout", n, 0) for n in cells] + [("fv", None, None), ("sat", None, None)]
+        return lambda index: (index[0], *columns[index[1]])
     register = PORTS[accel.family]
     if width == accel.cols:
         return lambda index: (index[0], register, accel.rows - 1, index[1])
@@ -301,6 +324,7 @@ def _compare_trace(accel, check, trace, waves, book, **where) -> None:
 def _check_case(accel, runner, case, c, book) -> np.ndarray:
     """Result, cycles and waveform without faults; returns the backend's own result."""
     where = {"case": c, "vector": None, "fault": "no fault"}
+    accel = dataclasses.replace(accel, truncate=case.truncate)
     out, waves = runner(accel, case.a, case.b, case.d, NO_FAULTS, case.trace is not None)
     book.compare("fault-free result", case.out, out, _element, **where)
     cycles = accel.schedule.cycles(accel, *case.a.shape, case.b.shape[1])
@@ -318,6 +342,7 @@ def _check_vector(accel, runner, case, vector, v, golden, claims, book) -> None:
             book.skip(check)
         return
     where = {"case": vector.case, "vector": v, "fault": str(vector)}
+    accel = dataclasses.replace(accel, truncate=case.truncate)
     table = vector_table(accel, vector)
     out, waves = runner(accel, case.a, case.b, case.d, table, vector.trace is not None)
     book.compare(checks[0], vector.out, out, _element, **where)

@@ -14,6 +14,7 @@ import torch
 
 from fsim import __version__
 from fsim.errors import ConfigError
+from fsim.simulator.crosscheck import MACHINES
 from fsim.simulator.vectors import read_vectors
 from fsim.simulator.verify import builtin_vectors
 from fsim.threads import use_threads
@@ -48,7 +49,7 @@ def test_verify_prints_a_table_and_the_total(fsim):
         total = len(read_vectors(path).vectors)
         assert " replay " in row and f" {-(-total // 40)} of {total} " in row
     assert lines[-1].split()[2:5] == ["passed,", "0", "failed"]
-    assert "vectors: faults, 4,940 in 7 files" in lines
+    assert "vectors: faults, 5,435 in 8 files" in lines
 
 
 def test_verify_compares_backends_on_random_products(fsim):
@@ -58,7 +59,7 @@ def test_verify_compares_backends_on_random_products(fsim):
     arguments = ("verify", "--every", "500", "--seconds", "0.2", "--json", "--backend", "replay")
     kernels = json.loads(fsim(*arguments).stdout)["kernels"]
     assert {row["backend"] for row in kernels} == {"replay"}
-    assert len(kernels) == 7 and all(row["failed"] == 0 < row["passed"] for row in kernels)
+    assert len(kernels) == len(MACHINES) and all(row["failed"] == 0 < row["passed"] for row in kernels)
 
 
 @pytest.fixture

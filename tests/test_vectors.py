@@ -168,7 +168,7 @@ def test_a_trace_has_a_column_for_each_port(tmp_path, columns):
     ("change", "words"),
     [
         ({"design": 5}, "design must be text"),
-        ({"dataflow": "nvdla"}, "dataflow must be OS, WS or IS"),
+        ({"dataflow": "rs"}, "dataflow must be one of OS, WS, IS, DC, NVDLA, got 'rs'"),
         ({"rows": 0}, "rows must be an integer of 1 to 1024, got 0"),
         ({"rows": True}, "rows must be an integer"),
         ({"cols": 10**30}, "cols must be an integer"),

@@ -250,7 +250,7 @@ def _final(accel, x):
     y = (x << 16) >> accel.truncate
     q, guide, stick = y >> 16, y >> 15 & 1, y & 0x7FFF
     up = guide & int(x >= 0 or stick != 0)
-    top = (1 << (int(accel.parameters["delivered_bits"]) - 1)) - 1
+    top = (1 << (min(accel.acc_bits, int(accel.parameters["delivered_bits"])) - 1)) - 1
     if x < 0 and q < -top - 1:
         return -top - 1, 1
     if x >= 0 and q + up > top:

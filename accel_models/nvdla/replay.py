@@ -17,7 +17,7 @@ from fsim.jit import kernel
 from fsim.simulator.kernels.replay import apply_mask, overlap, wrap
 from fsim.types import T_COL, T_COMPONENT, T_FIRST, T_LAST, T_ROW, T_WORD
 
-from .schedule import DRAIN, half, stripe
+from .schedule import DRAIN, delivered_bits, half, stripe
 
 # Components, in the order of schedule.components.
 (
@@ -74,7 +74,7 @@ def geometry(accel, m: int, k: int, n: int) -> np.ndarray:
             half(accel),
             -(-k // accel.cols),
             accel.acc_bits,
-            int(accel.parameters["delivered_bits"]),
+            delivered_bits(accel),
             accel.truncate,
         ],
         np.int64,

@@ -32,10 +32,14 @@ def half(accel: Accel) -> int:
     return ceil_div(accel.rows, 2)
 
 
+def delivered_bits(accel: Accel) -> int:
+    """Width of what leaves the accumulator, no wider than its sums."""
+    return min(accel.acc_bits, int(accel.parameters["delivered_bits"]))
+
+
 def components(accel: Accel) -> tuple[Component, ...]:
     """Registers and nets, in fault-row order."""
     rows, cols, word = accel.rows, accel.cols, accel.operand_bits
-    delivered = int(accel.parameters["delivered_bits"])
     total = 2 * word + (cols - 1).bit_length()
 
     def register(name, bits, role, about, grid=None, shared=1):
@@ -57,7 +61,7 @@ def components(accel: Accel) -> tuple[Component, ...]:
         register("sum3", total, "psum", "sum of the cell's products, stage 3", cell),
         register("calc_sum", accel.acc_bits + 1, "psum", "accumulator before saturation", cell),
         register("pout", accel.acc_bits, "psum", "sum on its way to the assembly buffer", cell),
-        register("fout", delivered, "psum", "delivered sum", cell),
+        register("fout", delivered_bits(accel), "psum", "delivered sum", cell),
         register("abuf", accel.acc_bits, "psum", "assembly buffer, column = address",
                  (rows, stripe(accel))),
         Component("mul", accel.product_bits, "net", "product", _ALL, "product after zero gating"),
@@ -104,4 +108,4 @@ def plain_limit(accel: Accel) -> int:
     """
     if accel.truncate:
         return -1
-    return (1 << (min(accel.acc_bits, int(accel.parameters["delivered_bits"])) - 1)) - 1
+    return (1 << (delivered_bits(accel) - 1)) - 1

@@ -28,7 +28,7 @@ from fsim.types import (
 )
 
 from ..span import wrap_array
-from .schedule import DRAIN, half, stripe
+from .schedule import DRAIN, delivered_bits, half, stripe
 
 # Registers in the order in which their begin in the state vector is told to kernels.
 _NAMES = (
@@ -82,7 +82,7 @@ def run(accel, a, b, d, table, waveform=False, clean=None):
             accel.product_bits,
             2 * accel.operand_bits + (accel.cols - 1).bit_length(),
             accel.acc_bits,
-            int(accel.parameters["delivered_bits"]),
+            delivered_bits(accel),
             accel.truncate,
         ],
         np.int64,
