@@ -59,7 +59,8 @@ def test_verify_compares_backends_on_random_products(fsim):
     arguments = ("verify", "--every", "500", "--seconds", "0.2", "--json", "--backend", "replay")
     kernels = json.loads(fsim(*arguments).stdout)["kernels"]
     assert {row["backend"] for row in kernels} == {"replay"}
-    assert len(kernels) == len(MACHINES) and all(row["failed"] == 0 < row["passed"] for row in kernels)
+    assert len(kernels) == len(MACHINES)
+    assert all(row["failed"] == 0 < row["passed"] for row in kernels)
 
 
 @pytest.fixture

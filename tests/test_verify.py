@@ -124,9 +124,9 @@ def upset_read_as_stuck(accel, table):
 
 def stuck_read_as_upset(accel, table):
     """Forced once, at the first edge, instead of in every cycle."""
-    if accel.components[table[0, T_COMPONENT]].kind == "register":
-        level = table[:, T_EFFECT] == LEVEL
-        table[level, T_EFFECT], table[level, T_FIRST] = STATE, 0
+    register = np.array([component.kind == "register" for component in accel.components])
+    level = (table[:, T_EFFECT] == LEVEL) & register[table[:, T_COMPONENT]]
+    table[level, T_EFFECT], table[level, T_FIRST] = STATE, 0
 
 
 def swapped(*names):
