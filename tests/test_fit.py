@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from fsim.accel_models.accel import MEMORIES
+from fsim.accel_models.load import load_accel
 from fsim.campaign.results import read_results
 from fsim.cli import main
 from fsim.fit.assumed import Assumed
 from fsim.fit.campaigns import budget
+from fsim.fit.occupancy import occupancy
 from fsim.fit.table import examples, read_budget
+from fsim.session import open_session
 
 CAMPAIGNS = {
     "seu": "--fault seu --trials 900 --images 10",
@@ -30,6 +34,7 @@ CAMPAIGNS = {
     "whole": "--fault flip --sites weights --layers fc --images 10 --exhaustive",
     "other": "--fault flip --trials 50 --images 10 --set buffers.acts.kib=128",
     "confident": "--fault flip --trials 50 --images 10 --confidence 0.9",
+    "top5": "--fault mbu --trials 50 --images 10 --critical top5",
     "stuck": "--fault stuck1 --trials 12 --images 10 --layers conv1,fc --seed 1",
     "counted": "--flips 1-3 --trials 30 --images 10",
     "chips": "--chips 2 --ber 1e-3 --images 10",
@@ -263,6 +268,41 @@ def test_a_stuck_bit_fails_if_any_image_shows_it(fsim, file, tmp_path):
     assert 0 < sum(trials.values()) and found["layers"] == []
 
 
+def test_the_schedule_limits_what_is_live(fsim, file):
+    """digits-cnn on 32 x 32 PEs: 158, 550, 990 and 95 cycles of conv1, conv2, conv3 and fc.
+
+    Tensors, 8 bits a code: x 64 words live in conv1; conv1 1024 in conv1 and conv2; conv2 512
+    in conv2 and, with the addition after it, conv3; conv3 512 in conv3; the pooled 32 in fc.
+    Weights: 144, 4608, 9216 and 320 words, in their layer and the one before. Partial sums of 32
+    bits: 1024, 512, 512 and 10.
+    """
+    acts = 8 * (64 * 158 + 1024 * (158 + 550) + 512 * (550 + 990) + 512 * 990 + 32 * 95)
+    weights = 8 * (144 * 158 + 4608 * (158 + 550) + 9216 * (550 + 990) + 320 * (990 + 95))
+    psums = 32 * (1024 * 158 + 512 * 550 + 512 * 990 + 10 * 95)
+    found = said(fsim, file("flip"), "--fit-per-mbit", 600, "--occupancy", "schedule")
+    got = {one["component"]: one["factors"]["occupancy"] for one in found["components"]}
+    room = 64 * 8192 * (158 + 550 + 990 + 95)
+    assert got == pytest.approx(
+        {"acts": acts / room, "weights": weights / room, "psums": psums / room}, rel=1e-12
+    )
+    assert any("from the schedule is an upper limit" in note for note in found["notes"])
+    mixed = said(fsim, file("flip"), "--fit-per-mbit", 600, "--occupancy", "schedule",
+                 "--occupancy", "acts=0.25")  # fmt: skip
+    assert mixed["components"][0]["factors"]["occupancy"] == 0.25
+    assert (
+        mixed["components"][1]["factors"]["occupancy"] == got[found["components"][1]["component"]]
+    )
+
+
+def test_a_memory_holds_no_more_than_it_has():
+    """Buffers of 1 KiB: nothing is live beyond them, and a tensor that does not fit is not kept."""
+    accel = load_accel("systolic", overrides={f"buffers.{m}.kib": 1 for m in MEMORIES})
+    placement = open_session("digits-cnn", accel, images=4).placement
+    small = occupancy(placement)
+    assert small["psums"] == 1698 / 1793 + 95 / 1793 * 320 / 8192  # 10 sums of 32 bits in fc
+    assert 0 < small["acts"] < 1 and 0 < small["weights"] <= 1
+
+
 def test_the_two_kinds_of_one_register_stand_beside_each_other(fsim, file):
     found = said(fsim, file("seu"), file("mbu"), "--fit-per-mbit", 600, "--rate", "psum/mbu=20")
     raw = {one["component"]: one["raw_fit"] for one in found["components"]}
@@ -335,6 +375,7 @@ def test_a_cross_section_is_a_rate(fsim, file):
         (["seu", "layer"], "--fit-per-mbit 1", "got ifmap in two of seu"),
         (["flip", "other"], "--fit-per-mbit 1", "must be of one machine"),
         (["seu", "confident"], "--fit-per-mbit 1", "must have one confidence, got 0.9"),
+        (["seu", "top5"], "--fit-per-mbit 1", "must call the same answers critical, got top5"),
         (["flip"], "--fit-per-mbit 1 --clock 1e9", "--clock needs a duty above 0"),
         (["layer"], "--fit-per-mbit 1 --clock 1e9", "--clock needs a duty above 0"),
         ([], "", "needs campaigns, or --table, or --example"),

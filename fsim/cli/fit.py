@@ -17,93 +17,49 @@ LIFETIME = 10_000.0
 
 @click.command()
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--table",
-    "table_file",
-    type=click.Path(path_type=Path),
-    help="A table instead: component, share or bits, active, unmasked, class.",
-)
+@click.option("--table", "table_file", type=click.Path(path_type=Path),
+              help="A table instead: component, share or bits, active, unmasked, class."
+)  # fmt: skip
 @click.option("--example", metavar="NAME", help="A published table instead: nvdla.")
-@click.option(
-    "--assume",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="YAML file with rates, deratings and mechanisms; options count more.",
-)
+@click.option("--assume", type=click.Path(path_type=Path), metavar="FILE",
+              help="YAML file with rates, deratings, mechanisms; options count more.")  # fmt: skip
 @click.option("--fit-per-mbit", type=float, help="Raw rate of all storage, FIT per Mbit.")
 @click.option("--cross-section", type=float, help="Instead: upset cross-section, cm2 per bit.")
-@click.option(
-    "--flux", type=float, help="Of the cross-section's particles, n/cm2/h.  [default: 13]"
-)
-@click.option(
-    "--rate",
-    "rates",
-    metavar="NAME=X",
-    multiple=True,
-    help="FIT per Mbit of a component or class (register, memory, net). May be repeated.",
-)
-@click.option(
-    "--mbit",
-    type=click.Choice(list(MBIT)),
-    help="A Mbit of 1,000,000 or of 2^20 bits.  [default: decimal]",
-)
+@click.option("--flux", type=float, help="Of the particles of that, n/cm2/h.  [default: 13]")
+@click.option("--rate", "rates", metavar="NAME=X", multiple=True,
+              help="FIT per Mbit of a component or class (register, memory, net). "
+                   "May be repeated.")  # fmt: skip
+@click.option("--mbit", type=click.Choice(list(MBIT)),
+              help="A Mbit of 1,000,000 or of 2^20 bits.  [default: decimal]")  # fmt: skip
 @click.option("--raw-fit", type=float, help="Of a table with shares: FIT of the whole.")
-@click.option(
-    "--failure",
-    type=click.Choice(["sdc-critical", "sdc", "any"]),
-    default="sdc-critical",
-    show_default=True,
-    help="What counts as a failure.",
-)
+@click.option("--failure", type=click.Choice(["sdc-critical", "sdc", "any"]),
+              default="sdc-critical", show_default=True,
+              help="What counts as a failure.")  # fmt: skip
 @click.option("--duty", type=float, help="Share of time in which inferences run.  [default: 1]")
-@click.option(
-    "--occupancy",
-    metavar="NAME=X",
-    multiple=True,
-    help="Share of a memory's bits x time that is live.  [default: 1] May be repeated.",
-)
-@click.option(
-    "--derate",
-    metavar="NAME=X",
-    multiple=True,
-    help="A further factor of all components. May be repeated.",
-)
-@click.option(
-    "--bits",
-    metavar="NAME=N",
-    multiple=True,
-    help="Bits of a component, instead of the machine's. May be repeated.",
-)
-@click.option("--clock", type=float, help="Hz: also the probability of a failure in an inference.")
-@click.option(
-    "--safety",
-    "wants_safety",
-    is_flag=True,
-    help="The safety table of ISO 26262-5, also without mechanisms.",
-)
-@click.option(
-    "--mechanism",
-    "mechanisms",
-    metavar="KEY=VALUE,..",
-    multiple=True,
-    help="name, components (joined by +), coverage; fit, self_coverage, reported. May be repeated.",
-)
-@click.option(
-    "--lifetime", type=float, help="Hours of operation, for the dual-point term.  [default: 10000]"
-)
-@click.option(
-    "--confidence",
-    type=float,
-    default=0.95,
-    show_default=True,
-    help="Of the intervals of a table; campaigns have their own.",
-)
+@click.option("--occupancy", metavar="NAME=X|schedule", multiple=True,
+              help="Share of a memory's bits x time that is live, or the upper limit that the "
+                   "network's schedule gives.  [default: 1] May be repeated.")  # fmt: skip
+@click.option("--model", help="For the schedule of a module:factory network: the same name.")
+@click.option("--derate", metavar="NAME=X", multiple=True,
+              help="A further factor of all components. May be repeated.")  # fmt: skip
+@click.option("--bits", metavar="NAME=N", multiple=True,
+              help="Bits of a component instead of the machine's. May be repeated.")  # fmt: skip
+@click.option("--clock", type=float, help="Hz: also P(failure) of an inference.")
+@click.option("--safety", "wants_safety", is_flag=True,
+              help="The safety table of ISO 26262-5, also without mechanisms.")  # fmt: skip
+@click.option("--mechanism", "mechanisms", metavar="KEY=VALUE,..", multiple=True,
+              help="name, components (joined by +), coverage; fit, self_coverage, reported. "
+                   "May be repeated.")  # fmt: skip
+@click.option("--lifetime", type=float,
+              help="Hours of operation, for the dual-point term.  [default: 10000]")  # fmt: skip
+@click.option("--confidence", type=float, default=0.95, show_default=True,
+              help="Of the intervals of a table; campaigns have their own.")  # fmt: skip
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the numbers.")
 @json_option
 @click.pass_context
 def fit(ctx, files, table_file, example, assume, fit_per_mbit, cross_section, flux, rates, mbit,
-        raw_fit, failure, duty, occupancy, derate, bits, clock, wants_safety, mechanisms, lifetime,
-        confidence, csv_file, as_json):  # fmt: skip
+        raw_fit, failure, duty, occupancy, model, derate, bits, clock, wants_safety, mechanisms,
+        lifetime, confidence, csv_file, as_json):  # fmt: skip
     """Failures in time: raw rates, bits, deratings and what campaigns measured, multiplied.
 
     FILES are of fsim campaign with --fault seu (registers), flip (memories), mbu, transient or
@@ -125,10 +81,11 @@ def fit(ctx, files, table_file, example, assume, fit_per_mbit, cross_section, fl
         if raw_fit is not None:
             raise ConfigError("--raw-fit belongs to a table with shares, got campaigns")
         found, budget = _campaigns(
-            files, file, stated, failure=failure, duty=duty, clock=clock,
+            files, file, stated, failure=failure, duty=duty, clock=clock, model=model,
+            schedule="schedule" in occupancy,
             named=[named_numbers(given, option) for given, option in
-                   ((rates, "--rate"), (occupancy, "--occupancy"), (derate, "--derate"),
-                    (bits, "--bits"))],
+                   ((rates, "--rate"), ([x for x in occupancy if x != "schedule"], "--occupancy"),
+                    (derate, "--derate"), (bits, "--bits"))],
         )  # fmt: skip
     else:
         _refuse_for_tables(ctx)
@@ -152,7 +109,7 @@ def fit(ctx, files, table_file, example, assume, fit_per_mbit, cross_section, fl
     click.echo(budget_text(found))
 
 
-CAMPAIGNS_ONLY = ("rates", "duty", "occupancy", "derate", "bits", "clock", "failure")
+CAMPAIGNS_ONLY = ("rates", "duty", "occupancy", "model", "derate", "bits", "clock", "failure")
 """Options that say something of campaigns alone."""
 
 
@@ -191,7 +148,7 @@ def _table(table_file, example, raw_fit, stated, confidence):
     return {"source": example or str(path), "about": said, **document(budget)}, budget
 
 
-def _campaigns(files, file, stated, *, failure, duty, clock, named):
+def _campaigns(files, file, stated, *, failure, duty, clock, model, schedule, named):
     from fsim.campaign.results import read_results
     from fsim.fit.assumed import Assumed
     from fsim.fit.campaigns import budget as budget_of
@@ -205,8 +162,13 @@ def _campaigns(files, file, stated, *, failure, duty, clock, named):
     if stated["fit_per_mbit"] is not None:
         rates[""] = stated["fit_per_mbit"]
     share = duty if duty is not None else number(file.get("duty", 1.0), "duty")
-    assumed = Assumed(rates, stated["mbit"], share, occupancy, derate, bits)
     campaigns = [read_results(path) for path in files]
+    scheduled = {}
+    if schedule:
+        from fsim.fit.occupancy import scheduled_occupancy
+
+        scheduled = scheduled_occupancy(campaigns[0], model)
+    assumed = Assumed(rates, stated["mbit"], share, occupancy, scheduled, derate, bits)
     budget = budget_of(campaigns, assumed, failure=failure)
     task = campaigns[0].task
     found = {

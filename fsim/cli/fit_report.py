@@ -97,7 +97,7 @@ def _components(found: dict) -> str:
         rows.append([
             line["component"], line["class"],
             "-" if line["bits"] is None else f"{line['bits']:,.0f}", rate_text(line["raw_fit"]),
-            *(f"{line['factors'][name]:g}" if name in line["factors"] else "-"
+            *(f"{line['factors'][name]:.4g}" if name in line["factors"] else "-"
               for name in factors),
             share_text(line["failing"]["estimate"]), limits_text(line["failing"], share_text),
             rate_text(line["fit"]["estimate"]), limits_text(line["fit"], rate_text),

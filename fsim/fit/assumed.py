@@ -24,6 +24,8 @@ class Assumed:
     mbit       bits of a Mbit
     duty       share of time in which the machine runs the network, [0, 1]
     occupancy  memory -> share of its bits x time that holds a word still to be read, [0, 1]
+    scheduled  memory -> the upper limit of the schedule (`occupancy.occupancy`), for those
+               whose occupancy is not stated; a memory with neither counts as full
     derate     name of a further factor -> its value, [0, 1]; of all components
     bits       component -> bits of it on the machine, instead of the machine's own number
     """
@@ -32,11 +34,16 @@ class Assumed:
     mbit: int = MBIT
     duty: float = 1.0
     occupancy: Mapping[str, float] = field(default_factory=dict)
+    scheduled: Mapping[str, float] = field(default_factory=dict)
     derate: Mapping[str, float] = field(default_factory=dict)
     bits: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
-        for what, values in (("occupancy", self.occupancy), ("derating", self.derate)):
+        for what, values in (
+            ("occupancy", self.occupancy),
+            ("occupancy", self.scheduled),
+            ("derating", self.derate),
+        ):
             for name, value in values.items():
                 _in_unit(value, f"{what} of {name}")
         _in_unit(self.duty, "duty")
@@ -61,6 +68,10 @@ class Assumed:
             f"a raw rate must be stated for {component}, a {sort} with faults of kind {kind}: "
             f"--rate {component}=FIT_PER_MBIT{all_}"
         )
+
+    def live(self, memory: str) -> float:
+        """Occupancy of a memory."""
+        return self.occupancy.get(memory, self.scheduled.get(memory, 1.0))
 
     def check_names(self, components: Iterable[str], lines: Iterable[tuple[str, str]]) -> None:
         """ConfigError for a name that is no component of the machine or of no campaign.

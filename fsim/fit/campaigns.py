@@ -150,6 +150,12 @@ def _check_same(campaigns: Sequence[Results]) -> None:
                     f"campaigns of one budget must be of one {what}, got another in {other.path} "
                     f"than in {first.path}"
                 )
+        critical = [r.stated.get("critical", "top1") for r in (first, other)]
+        if critical[0] != critical[1]:
+            raise ConfigError(
+                f"campaigns of one budget must call the same answers critical, got {critical[1]} "
+                f"in {other.path} and {critical[0]} in {first.path}"
+            )
         if other.rule.confidence != first.rule.confidence:
             raise ConfigError(
                 f"campaigns of one budget must have one confidence, got {other.rule.confidence:g} "
@@ -171,7 +177,7 @@ def _lines(results: Results, accel: Accel, assumed: Assumed, failure: str) -> li
             )
         factors = {} if kind in LASTING else {"duty": assumed.duty}
         if component.kind == "memory":
-            factors["occupancy"] = assumed.occupancy.get(name, 1.0)
+            factors["occupancy"] = assumed.live(name)
         raw = assumed.fit_per_bit(name, kind, component.kind) * bits
         found.append(
             Line(_label(name, kind), component.kind, bits, raw, {**factors, **assumed.derate},
@@ -233,13 +239,17 @@ def _notes(campaigns, accel: Accel, assumed: Assumed, lines: Sequence[Line]) -> 
             f"conditional on {', '.join(layers)}: rates hold while only the chosen layers run or "
             "are struck, not for the network"
         )
-    memories = [line.component for line in lines if line.group == "memory"]
-    full = [name for name in memories if name not in assumed.occupancy]
+    memories = [line.component for line in lines
+                if line.group == "memory" and line.component not in assumed.occupancy]  # fmt: skip
+    full = [name for name in memories if name not in assumed.scheduled]
     if full:
         found.append(
-            f"occupancy of {', '.join(full)} is taken as 1, every bit live all the time: "
-            "an upper limit (--occupancy)"
+            f"occupancy of {', '.join(full)} is taken as 1, every bit live all the time: an upper "
+            "limit (--occupancy)"
         )
+    if set(memories) - set(full):
+        found.append("occupancy from the schedule is an upper limit: words count for all of the "
+                     "operations that write and read them")  # fmt: skip
     if any(_kind(r) == "mbu" for r in campaigns):
         found.append("rates of mbu must be those of two-bit upsets, not of all upsets")
     images = {r.images for r in campaigns if _kind(r) in LASTING}
