@@ -35,6 +35,8 @@ PRESETS = {
     "pipelined": "pipelined-systolic",
     "systolic": "systolic",
     "nvdla": "nvdla-small-like",
+    "tpu": "tpu-v1-like",
+    "vta": "vta-like",
 }
 """Family -> the preset from which its machines are resized."""
 
@@ -62,6 +64,8 @@ MACHINES = (
     ("systolic", "ws"),
     ("systolic", "is"),
     ("nvdla", "dc"),
+    ("tpu", "ws"),
+    ("vta", "ws"),
 )
 
 
