@@ -147,6 +147,16 @@ class Accel:
         return self._module("replay")
 
     @property
+    def layer(self) -> ModuleType:
+        """Whole layers with faults, of a family that runs no products."""
+        return self._module("layer")
+
+    @property
+    def array(self) -> ModuleType:
+        """The same in plain Python: the reference."""
+        return self._module("array")
+
+    @property
     def loops(self) -> Loops:
         """How products are cut into tiles."""
         return getattr(self.schedule, "loops", default_loops)(self)
@@ -166,6 +176,11 @@ class Accel:
         """(rows, columns, words each) of a register or net."""
         rows, cols = component.grid or (self.rows, self.cols)
         return rows, cols, component.words
+
+    def elements(self, component: Component) -> int:
+        """Registers (or nets) of the machine that a component stands for."""
+        rows, cols, words = self.grid(component)
+        return -(-rows // component.shared) * cols * words
 
     @property
     def protected(self) -> tuple[str, ...]:

@@ -22,9 +22,21 @@ and optional functions of schedule.py, each with a default:
     loops(accel) -> Loops
         How a product is cut into tiles, for what the memories hold when. Default: by
         the dataflow, see `Loops`.
+    layer_loops(accel, low) -> Loops
+        The same for one layer, where it depends on more than the product's size.
+        Default: loops.
     layer_cycles(accel, low) -> int
         Cycles of one image's layer, `low` being a `fsim.simulator.lower.Lowered`.
         Default: groups x cycles(m, k, n).
+
+A family with `layers` has, instead of tile.run and replay, layer.py with
+
+    changed_sums(accel, low, operands, clean, bias, table, truncate)
+        -> (group, position, filter, value): the sums of one layer and image that faults
+        change (`eyeriss/layer.py`), and Operands, what its passes read;
+
+and array.run_layer in plain Python. Its networks are quantised with a truncation of
+their own for each layer (`fsim.simulator.truncation`).
 
 Families of other distributions come through the entry-point group
 `fsim.accelerators`: name of the family -> its package.
@@ -57,6 +69,8 @@ class Family:
     unsigned_acts  whether activations may be unsigned: of False, True
     truncates      it has an output stage that drops `truncate` bits (`fsim.gemm`)
     short_products a product may be cut to fewer bits than both operands have
+    layers         it runs whole layers, not products, and products lose low bits one by
+                   one: layer.py, see below
     parameters     name of a family's own number -> (default, smallest, largest); they are
                    the keys under `parameters` of a description
     evidence       what its cycle-level reference was compared with, one line; "" if it was
@@ -70,6 +84,7 @@ class Family:
     unsigned_acts: tuple[bool, ...] = (False,)
     truncates: bool = False
     short_products: bool = False
+    layers: bool = False
     parameters: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     evidence: str = ""
     presets: str | None = None
@@ -83,6 +98,9 @@ class Loops:
              The loops run n outermost, then m, then k.
     fold     multiply-adds after which a partial sum is stored, None: never before the end
     weights_once  every weight word is read in one tile of positions only
+    keeps_last  a sum is stored as a partial sum when it is complete, too
+    block    channels with which a convolution moves over its window before it takes the
+             next ones, 0: all of them at each place
     """
 
     m: int | None
@@ -90,6 +108,8 @@ class Loops:
     n: int | None
     fold: int | None
     weights_once: bool = False
+    keeps_last: bool = True
+    block: int = 0
 
 
 def default_loops(accel) -> Loops:

@@ -66,6 +66,8 @@ def codes_sha256(program: Program) -> str:
                 digest.update(np.ascontiguousarray(getattr(op, name)).tobytes())
         for name in ("lo", "hi", "m0", "m1", "shift", "stride", "padding", "groups"):
             digest.update(repr(getattr(op, name, None)).encode())
+        if getattr(op, "truncate", 0):
+            digest.update(f"truncate {op.truncate}".encode())
     return digest.hexdigest()
 
 
@@ -189,7 +191,7 @@ def placed_network(
         return Placed(placement, digest.hexdigest(), layered.out_shape, notes, layered)
     program = quantise(
         graph, seen, accel_bits=accel.operand_bits, acc_bits=accel.acc_bits,
-        unsigned=accel.unsigned_acts, params=quant_params,
+        unsigned=accel.unsigned_acts, truncates=accel.kind.layers, params=quant_params,
     )  # fmt: skip
     notes = [f"not on the array: {op.name} ({op.what})" for op in program.host_ops]
     return Placed(

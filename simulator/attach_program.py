@@ -95,6 +95,7 @@ def place(graph: Graph, accel: Accel, images: np.ndarray, params=None) -> Placem
         accel_bits=accel.operand_bits,
         acc_bits=accel.acc_bits,
         unsigned=accel.unsigned_acts,
+        truncates=accel.kind.layers,
         params=params,
     )
     return Placement(program, accel)

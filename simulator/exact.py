@@ -16,6 +16,10 @@ fp32     float32 GEMM over windows: needs |any partial sum| <= 2^24, so that eve
 fp64     float64 GEMM: the same with 2^53;
 int64    compiled loops: needs |sum| < 2^63.
 
+Products that lose low bits one by one (`truncate`) have compiled loops of their own,
+`kernels/truncated.py`: their sums, modulo 2^32, are those of a machine whose products and
+sums wrap at one width of at most 32 bits.
+
 The bound on partial sums is taken per output channel from the weights at hand
 and the range of the activation codes: with P the sum of the largest and N the sum
 of the smallest products, every sum over a subset of them lies in [N, P].
@@ -37,7 +41,7 @@ import torch
 from fsim.errors import ConfigError, MappingError
 
 from .kernels import im2col as windows
-from .kernels import vnni
+from .kernels import truncated, vnni
 
 PATHS = ("vnni", "onednn", "int_mm", "fp32", "fp64", "int64")
 """Fastest first."""
@@ -67,6 +71,7 @@ class Problem:
     b_range   matmul: range of the right operand; k: its inner length
     padding   left, right, top, bottom; the code outside the map is 0
     size      conv: height and width of the map; without it oneDNN is not used
+    truncate  low bits that each product loses before it is added
     """
 
     kind: str
@@ -79,6 +84,7 @@ class Problem:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     size: tuple[int, int] | None = None
+    truncate: int = 0
 
     def bound(self, shift: int = 0) -> int:
         """Largest |sum| over any subset of an output's products.
@@ -191,6 +197,8 @@ def choose(problem: Problem) -> Path:
 
     Raises MappingError if not even 64 bits hold the sum.
     """
+    if problem.truncate:
+        return Path("truncated", 0, problem.bound(), "each product loses low bits")
     refused = []
     for name in PATHS:
         proof = _provable(name, problem)
@@ -273,6 +281,8 @@ def prepare(problem: Problem, path: str | None = None) -> Exact:
 
 
 def _packed(path: Path, problem: Problem) -> Exact:
+    if path.name == "truncated":
+        return Exact(path, None, truncated_sums(problem))
     if problem.kind == "matmul":
         return Exact(path, None, _matmul(path.name))
     offset = None
@@ -467,6 +477,51 @@ def _loop_conv(problem: Problem) -> Callable:
         return out
 
     return raw
+
+
+def truncated_sums(problem: Problem) -> Callable:
+    """codes -> int32 sums of products that lose `problem.truncate` bits, modulo 2^32."""
+
+    def convolve(codes, weight, geometry, size):
+        out = np.empty((len(codes), *size, weight.shape[0] * weight.shape[-1]), np.int32)
+        codes = np.ascontiguousarray(codes, np.int16)
+        truncated.convolve(codes, weight, geometry, problem.truncate, (0, size[0]), out)
+        return out
+
+    def of_rows(codes, weight):
+        rows = codes.reshape(-1, 1, 1, codes.shape[-1])
+        weight = np.ascontiguousarray(weight, np.int32)[None, None, None]
+        return convolve(rows, weight, (1, 1, 0, 0, 1, 1), (1, 1))
+
+    if problem.kind == "matmul":
+
+        def raw(a, b):
+            lead, (m, k), p = a.shape[:-2], a.shape[-2:], b.shape[-1]
+            a, b = a.reshape(-1, m, k), b.reshape(-1, k, p)
+            return np.stack([of_rows(x, y) for x, y in zip(a, b)]).reshape(*lead, m, p)
+
+    elif problem.kind == "linear":
+
+        def raw(codes):
+            out = of_rows(codes, problem.weight.T)
+            return out.reshape(*codes.shape[:-1], len(problem.weight))
+
+    else:
+        weight = grouped(problem.weight, problem.groups)
+        left, _, top, _ = problem.padding
+        geometry = (*problem.stride, top, left, *problem.dilation)
+
+        def raw(codes):
+            size = output_size(problem, *codes.shape[1:3])
+            return convolve(codes, weight, geometry, size)
+
+    return raw
+
+
+def grouped(weight: np.ndarray, groups: int) -> np.ndarray:
+    """(o, c / groups, kh, kw) codes as (groups, kh, kw, c / groups, o / groups) int32."""
+    parts = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
+    return np.ascontiguousarray(parts, np.int32)
 
 
 def _matmul(name: str) -> Callable:

@@ -101,12 +101,15 @@ class ArrayOp(Op):
     multiplier  (o,) float32: s_in * s_weight / s_out; for the last operation of
                 a program s_in * s_weight, which gives real values
     lo, hi      the clamp; lo = 0 is a fused ReLU, hi below the largest code a ReLU6
+    truncate    low bits that each product loses before it is added; bias and multiplier
+                are of sums in units of 2^truncate products
     """
 
     bias: np.ndarray
     multiplier: np.ndarray
     lo: int
     hi: int
+    truncate: int = 0
 
     is_array: ClassVar[bool] = True
 
@@ -271,6 +274,11 @@ class Program:
         return self.ops[0]
 
     @property
+    def truncated(self) -> bool:
+        """Whether products of some operation lose low bits before they are added."""
+        return any(op.truncate for op in self.array_ops)
+
+    @property
     def array_ops(self) -> tuple[ArrayOp, ...]:
         return tuple(op for op in self.ops if op.is_array)
 
@@ -301,13 +309,15 @@ class Program:
         sources = [self.ops[i] for i in op.inputs]
         if isinstance(op, MatMul):
             return exact.Problem(
-                "matmul", sources[0].range, None, sources[1].range, sources[0].shape[-1]
-            )
+                "matmul", sources[0].range, None, sources[1].range, sources[0].shape[-1],
+                truncate=op.truncate,
+            )  # fmt: skip
         if isinstance(op, Linear):
-            return exact.Problem("linear", sources[0].range, op.weight)
+            return exact.Problem("linear", sources[0].range, op.weight, truncate=op.truncate)
         return exact.Problem(
             "conv", sources[0].range, op.weight, stride=op.stride, padding=op.padding,
             dilation=op.dilation, groups=op.groups, size=sources[0].shape[1:],
+            truncate=op.truncate,
         )  # fmt: skip
 
     def paths(self) -> list[tuple[str, exact.Path]]:

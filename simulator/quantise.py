@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from fsim.errors import ConfigError
 
 from . import program as P
+from . import truncation
 from .capture import ARRAY_KINDS, Graph, Node, forward
 from .ops import code_range, fixed_point
 from .params import Params, read_params
@@ -67,6 +68,7 @@ def quantise(
     scales: str = "free",
     unsigned: bool = True,
     bias_correction: bool = True,
+    truncates: bool = False,
     params: Mapping[str, Any] | None = None,
 ) -> P.Program:
     """The integer network of `graph`.
@@ -81,6 +83,8 @@ def quantise(
                      makes on the calibration images (Nagel et al. 2019, "Data-Free
                      Quantization through Weight Equalization and Bias Correction",
                      section 4.2, with measured means)
+    truncates        products lose low bits one by one before they are added, as many in
+                     each layer as `truncation.shift_for` says
     params           scales of one's own, as `quant_params` gives them: tensor name
                      -> {"scale", "signed", "bits"}, layer name + ".weight" ->
                      {"scale": number or one a channel, "bits"}; what is not named
@@ -88,7 +92,7 @@ def quantise(
 
     Raises ConfigError, with every problem of `params` at once.
     """
-    images = _checked(graph, images, accel_bits, acc_bits, scales)
+    images = _checked(graph, images, accel_bits, acc_bits, scales, truncates)
     owners = _owners(graph)
     own = read_params(params or {}, _tensors(graph, owners), _weights(graph))
     seen = _calibrate(graph, images)
@@ -145,10 +149,12 @@ def quantise(
         # Its accumulators are the result; they are never made codes of a scale.
         codes[-1] = _Code(1.0, True, accel_bits)
     build = _Builder(
-        graph, codes, seen, own, accel_bits, acc_bits, per_channel, scales, bias_correction
-    )
+        graph, codes, seen, own, accel_bits, acc_bits, per_channel, scales, bias_correction,
+        truncates,
+    )  # fmt: skip
     ops = tuple(build.op(i, node) for i, node in enumerate(graph.nodes))
-    return P.Program(ops, acc_bits, graph.notes)
+    program = P.Program(ops, acc_bits, graph.notes)
+    return truncation.centred(program, images) if truncates else program
 
 
 def quant_params(program: P.Program) -> dict[str, dict[str, Any]]:
@@ -165,10 +171,15 @@ def quant_params(program: P.Program) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _checked(graph, images, accel_bits, acc_bits, scales) -> np.ndarray:
+def _checked(graph, images, accel_bits, acc_bits, scales, truncates) -> np.ndarray:
     if not 2 <= accel_bits <= 16:
         raise ConfigError(f"operand width must be 2 to 16 bits, got {accel_bits}")
-    if not 2 * accel_bits <= acc_bits <= 62:
+    if truncates and not accel_bits <= acc_bits <= 32:
+        raise ConfigError(
+            f"sums of truncated products must hold an operand and at most 32 bits, got "
+            f"{acc_bits} bits for operands of {accel_bits}"
+        )
+    if not truncates and not 2 * accel_bits <= acc_bits <= 62:
         raise ConfigError(
             f"accumulators must hold a product of two operands and at most 62 bits, got "
             f"{acc_bits} bits for operands of {accel_bits}"
@@ -341,6 +352,7 @@ class _Builder:
     per_channel: bool
     scales: str
     bias_correction: bool
+    truncates: bool = False
 
     def op(self, i: int, node: Node) -> P.Op:
         code = self.codes[i]
@@ -411,10 +423,12 @@ class _Builder:
         s_in = self.codes[node.inputs[0]].scale
         p = node.params
         if node.kind == "matmul":
-            multiplier = s_in * self.codes[node.inputs[1]].scale / out
+            unit = s_in * self.codes[node.inputs[1]].scale
+            shift, _ = self._truncation(self.seen[i].channel, np.full(1, unit))
+            multiplier = unit * 2.0**shift / out
             return P.MatMul(
                 **common, bias=np.zeros(1, np.int64), lo=lo, hi=hi,
-                multiplier=np.array([multiplier], np.float32),
+                multiplier=np.array([multiplier], np.float32), truncate=shift,
             )  # fmt: skip
         weight = p["weight"].double().numpy()
         bias = p["bias"].double().numpy()
@@ -424,13 +438,19 @@ class _Builder:
             scale = np.broadcast_to(np.asarray(given.scale, np.float64), len(weight)).copy()
         else:
             scale = self._weight_scale(weight, bias, s_in, self.seen[i].channel, bits)
+        shift, floor = self._truncation(
+            np.maximum(np.abs(bias), self.seen[i].channel) / s_in, scale
+        )
+        if given is None:
+            scale = np.maximum(scale, floor)
         steps = code_range(bits, True)[1]
         column = scale.reshape(-1, *[1] * (weight.ndim - 1))
         codes = np.clip(np.rint(weight / column), -steps, steps).astype(np.int64)
         if self.bias_correction:
             bias = bias - self._mean_error(i, node, codes * column - weight)
         limit = 2 ** (self.acc_bits - 2)
-        bias_codes = np.rint(bias / (s_in * scale))
+        unit = s_in * scale * 2.0**shift
+        bias_codes = np.rint(bias / unit)
         if np.abs(bias_codes).max(initial=0) > limit:
             raise ConfigError(
                 f"the bias of {node.name} must fit {self.acc_bits - 1} bits, got "
@@ -439,12 +459,25 @@ class _Builder:
         made = {
             **common, "weight": codes, "weight_bits": bits, "weight_scale": scale,
             "bias": bias_codes.astype(np.int64), "lo": lo, "hi": hi,
-            "multiplier": (s_in * scale / out).astype(np.float32),
+            "multiplier": (unit / out).astype(np.float32), "truncate": shift,
         }  # fmt: skip
         if node.kind == "linear":
             return P.Linear(**made)
         geometry = {k: p[k] for k in ("stride", "padding", "dilation", "groups")}
         return P.Conv(**made, **geometry)
+
+    def _truncation(self, sums: np.ndarray, scale: np.ndarray) -> tuple[int, np.ndarray]:
+        """(bits that products lose, smallest scales (o,) with which sums fit then).
+
+        sums   (o,) largest |sum| in units of the input's scale; scale (o,) of the weights
+        """
+        if not self.truncates:
+            return 0, np.zeros(1)
+        shift = truncation.shift_for(sums / scale, self.acc_bits)
+        floor = sums / 2.0 ** (self.acc_bits - 2 + shift)
+        if self.scales == "pow2":
+            floor = 2.0 ** np.ceil(np.log2(np.maximum(floor, 2.0**-100)))
+        return shift, floor
 
     def _weight_scale(self, weight, bias, s_in, sums, bits) -> np.ndarray:
         """One scale a channel, not so small that bias or sums leave the accumulator."""
@@ -455,6 +488,8 @@ class _Builder:
             largest = np.full_like(largest, largest.max())
         room = 2.0 ** (self.acc_bits - 3)
         floor = np.maximum(np.abs(bias), sums) / (s_in * room)
+        if self.truncates:  # sums are made to fit by truncation instead
+            floor = np.zeros_like(floor)
         # A channel of zeros still needs a scale; any will do that keeps it in range.
         floor = np.maximum(floor, max(largest.max() * 2.0**-24, 2.0**-100))
         if not self.per_channel:

@@ -14,6 +14,7 @@ FAMILY = Family(
     name="eyeriss",
     dataflows=("rs",),
     short_products=True,
+    layers=True,
     parameters={
         "ifmap_words": (12, 1, 1024),
         "filter_words": (224, 1, 65536),

@@ -43,9 +43,8 @@ def convolve(codes, weight, geometry, truncate, rows, out):
                             if x < 0 or x >= w:
                                 continue
                             for c in range(channels):
+                                # A test for zeros would cost more than the sums it saves.
                                 code = np.int32(codes[image, y, x, g * channels + c])
-                                if code == 0:
-                                    continue
                                 column = weight[g, ky, kx, c]
                                 for o in range(filters):
                                     product = np.int32(code * column[o])
