@@ -11,13 +11,14 @@ import numpy as np
 from fsim.accel_models.accel import Accel
 from fsim.accel_models.load import load_accel
 from fsim.errors import ConfigError
+from fsim.fault_models import families
 from fsim.fault_models.upsets import KINDS
 from fsim.session import Session, placed_network
 from fsim.simulator.campaign.rules import Rule
 from fsim.simulator.criteria import DEFAULT
 from fsim.simulator.statistics import sample_size
 
-from .campaign import MEMORIES, Campaign, Options, make_task
+from .campaign import MEMORIES, Campaign, Options, design_for, make_task
 from .execute import execute
 from .results import Results, read_results
 
@@ -63,7 +64,7 @@ def run_campaign(
     out,
     *,
     accel: Accel | str = "systolic",
-    fault: str = "seu",
+    fault="seu",
     trials: int | None = None,
     halfwidth: float | None = None,
     metric: str = "sdc_critical",
@@ -83,7 +84,9 @@ def run_campaign(
 
     module, images, labels, calibration  as in `session_of`
     out        file of the trace; accel: a preset's name or an Accel
-    fault      "flip" (a bit of a stored word) or a kind of fault_models.upsets.KINDS
+    fault      "flip" (a bit of a stored word), a kind of fault_models.upsets.KINDS, or a named
+               fault model (`fault_models.families`) or its text, "mcu,shapes=2x2"; `trials` of one
+               whose faults last in a chip are chips
     trials     so many faults; halfwidth: until half the interval of `metric` is no wider;
                neither: the sample size of DATE 2009 for a margin of 0.01
     critical   which wrong answers are critical: "top1", "top5", "wrong" or a plug-in's
@@ -94,18 +97,36 @@ def run_campaign(
     Raises FsimError for what is not valid. `fsim replay` and engines of other processes need
     a network that has a name: use the command line for them.
     """
-    if fault not in (*KINDS, "flip"):
-        raise ConfigError(f"fault must be flip or one of {', '.join(KINDS)}, got {fault!r}")
+    design, permanent = "single", fault in ("stuck0", "stuck1")
+    if fault == "flip" or fault in KINDS:
+        faults = {"kind": fault}
+    else:
+        if isinstance(fault, str):
+            name, values = families.parse_family(fault)
+            if name not in families.family_names():
+                raise ConfigError(
+                    f"fault must be flip or one of "
+                    f"{', '.join((*KINDS, *families.family_names()))}, got {fault[:60]!r}"
+                )
+            fault = families.make_family(name, values)
+        faults, design = families.described(fault), design_for(fault)
+        permanent = getattr(fault, "permanent", False)
+    if design != "single" and (stratify or images_per_fault is not None):
+        raise ConfigError(
+            f"stratify and images_per_fault need faults whose sites are numbered, "
+            f"got {faults['kind']}"
+        )
+    if design == "chips" and trials is None:
+        raise ConfigError(f"{faults['kind']} draws chips: give their number, trials")
     if trials is not None and halfwidth is not None:
         raise ConfigError("one rule must stop a campaign, got trials and halfwidth")
     machine = load_accel(accel) if isinstance(accel, str) else accel
     session = session_of(module, images, labels, machine, calibration=calibration)
     count = len(session.images)
-    faults = {"kind": fault}
     if fault == "flip":
         faults["memories"] = [m for m in (sites or MEMORIES) if m in MEMORIES]
     each = images_per_fault
-    if each is None and fault in ("stuck0", "stuck1"):
+    if each is None and permanent and design == "single":
         each = count
     stratify = tuple(stratify)
     name = "fixed" if halfwidth is None else "width"
@@ -115,11 +136,11 @@ def run_campaign(
     def allocation(sizes):
         if trials is None:
             return [sample_size(size, 0.01, confidence=confidence) for size in sizes]
-        return [min(trials, sizes[0])]
+        return [trials if sizes[0] is None else min(trials, sizes[0])]
 
     fixed = name == "fixed" and not (stratify and trials is not None)
     task = make_task(
-        session, faults, {"layers": _list(layers), "sites": _list(sites)}, seed, design="single",
+        session, faults, {"layers": _list(layers), "sites": _list(sites)}, seed, design=design,
         rule=rule.to_json(), each=each, stratify=stratify, allocation=allocation if fixed else None,
         critical=critical,
     )  # fmt: skip

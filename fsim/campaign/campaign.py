@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from fsim.errors import ConfigError
+from fsim.fault_models import families
 from fsim.fault_models.bit_errors import BitErrors, OneFlip
 from fsim.fault_models.stuck_cells import StuckCells
 from fsim.fault_models.upsets import KINDS, SingleFault
 from fsim.session import Session, from_task
 from fsim.simulator.campaign.design import PILOT, Allocation, Design
 from fsim.simulator.campaign.evaluate import Evaluator, way_of
+from fsim.simulator.campaign.events import Events
 from fsim.simulator.campaign.frame import Frame
 from fsim.simulator.campaign.golden import MEMORY
 from fsim.simulator.campaign.layered import LayeredEvaluator
@@ -33,7 +35,7 @@ from fsim.simulator.trace_format import canonical_json
 VERSION = 1
 """Raised whenever the same options would choose other trials."""
 
-DESIGNS = ("single", "flips", "chips", "list")
+DESIGNS = ("single", "flips", "chips", "events", "list")
 
 MEMORIES = ("acts", "weights", "psums")
 
@@ -52,7 +54,18 @@ def model_of(faults: dict):
         return StuckCells(faults["p"], faults["sa1_share"])
     if kind == "ber":
         return BitErrors(*(faults[name] for name in MEMORIES), hw_batch=faults["hw_batch"])
-    raise ConfigError(f"a campaign's faults must be of a kind it knows, got {kind!r}")
+    return families.model_of(faults)
+
+
+def design_for(model) -> str:
+    """The design that a named fault model is drawn by.
+
+    Single faults where its sites can be numbered, else chips where its rows last, else events.
+    A fault that lasts and has no numbered sites is a chip of its own.
+    """
+    if hasattr(model, "cells"):
+        return "single"
+    return "chips" if model.lasting or model.unit == "trial" else "events"
 
 
 def rows_sha256(rows: np.ndarray) -> str:
@@ -97,7 +110,9 @@ def make_task(
         cells = model_of(faults).cells(space)
         bits, sizes = sum(cell.sites for cell in cells), (None,) * len(flips)
     counts = allocation(sizes) if allocation is not None else None
-    unit = 1 if design == "flips" else frame.unit_images if frame is not None else images
+    unit = frame.unit_images if frame is not None else images
+    if design in ("flips", "events"):
+        unit = 1
     if rows is not None and (rows["image"] >= 0).all():
         unit = 1
     return {
@@ -172,6 +187,8 @@ class Campaign:
             self.population = Flips(space, model, images, stated["flips"], seed=seed)
         elif stated["design"] == "chips":
             self.population = Chips(space, model, images, seed=seed)
+        elif stated["design"] == "events":
+            self.population = Events(space, model, images, seed=seed)
         else:
             if rows is None or rows_sha256(rows) != stated["list_sha256"]:
                 raise ConfigError("the fault list must be the one the campaign was begun with")
@@ -202,7 +219,7 @@ class Campaign:
         """How faults are evaluated, and why not as differences (None if they are)."""
         if self.session.layered is not None:
             return "whole inferences", self.session.layered.coverage.notes[0]
-        if self.task["campaign"]["design"] in ("flips", "chips"):
+        if self.task["campaign"]["design"] in ("flips", "chips", "events"):
             return "whole inferences", None
         return way_of(self.evaluator)
 
@@ -245,7 +262,7 @@ def split_of(task: dict, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sizes_of(task: dict) -> tuple:
-    """Members of each stratum; None for flips, chips and lists, which are not numbered."""
+    """Members of each stratum; None for all but single faults, which are not numbered."""
     stated = task["campaign"]
     if stated["design"] == "single":
         return Frame.from_json(stated["frame"]).sizes

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from fsim.errors import TraceError
+from fsim.fault_models import families
 from fsim.simulator.campaign.frame import Frame
 
 from .tables import EVERY
@@ -71,7 +72,7 @@ _ACCEL = {
     "acc_bits": _SIZE,
 }  # fmt: skip
 _CAMPAIGN = {
-    "version": _whole(1), "design": _one_of("single", "flips", "chips", "list"),
+    "version": _whole(1), "design": _one_of("single", "flips", "chips", "events", "list"),
     "frame": _kind(dict, _NONE), "flips": _kind(list), "bits": _or_null(_whole(1, 1 << 40)),
     "unit_images": _SIZE, "list_sha256": _kind(str, _NONE), "rule": _OBJECT,
     "allocation": _kind(list, _NONE), "pilot": _whole(1), "shard": _whole(1), "stated": _OBJECT,
@@ -118,10 +119,12 @@ def check_task(task: dict) -> None:
         raise TraceError(f"task.campaign.rule must have {', '.join(_RULE)} and nothing else")
     design, faults = stated["design"], task["faults"]
     share = _number(0, 1)
+    named = tuple(name for name in families.family_names() if "parameters" in faults)
     of_design = {
-        "single": {"kind": _one_of(*_FAULTS)},
+        "single": {"kind": _one_of(*_FAULTS, *named)},
         "flips": {"kind": _one_of("flips"), "memories": _NAMES},
-        "chips": {"kind": _one_of("stuck-cells", "ber")},
+        "chips": {"kind": _one_of("stuck-cells", "ber", *named)},
+        "events": {"kind": _one_of(*named)},
         "list": {"kind": _one_of("list"), "file": _TEXT},
     }[design]
     _fields(faults, of_design, "task.faults")
@@ -131,12 +134,26 @@ def check_task(task: dict) -> None:
         "ber": {"acts": share, "weights": share, "psums": share},
     }.get(faults["kind"], {})
     _fields(faults, of_kind, "task.faults")
+    if "parameters" in faults:
+        _check_parameters(faults["parameters"])
     if (design == "single") != (stated["frame"] is not None):
         raise TraceError("task.campaign.frame must be there for single faults and nothing else")
     if design == "list" and stated["list_sha256"] is None:
         raise TraceError("task.campaign.list_sha256 must be that of the fault list, got null")
     if design == "flips":
         _check_flips(stated)
+
+
+def _check_parameters(values) -> None:
+    """Of a named fault model: numbers and short texts by name."""
+    good = type(values) is dict and len(values) <= 256
+    good = good and all(
+        type(value) is int or (type(value) is float and math.isfinite(value))
+        or (type(value) is str and len(value) <= families.MAX_TEXT)
+        for value in values.values()
+    )  # fmt: skip
+    if not good:
+        raise TraceError("task.faults.parameters must be numbers and texts by name")
 
 
 def _check_flips(stated: dict) -> None:

@@ -35,7 +35,7 @@ def command_of(task: dict) -> str:
     add("--dataflow", task["accel"]["dataflow"])
     kind = stated["design"]
     if kind == "single":
-        add("--fault", faults["kind"])
+        add("--fault", _fault(faults))
         images = stated["frame"]["each"]
         add("--images-per-fault", images)
         add("--stratify", ",".join(stated["frame"]["stratify"]) or None)
@@ -45,16 +45,20 @@ def command_of(task: dict) -> str:
         add("--chips", task["trials"])
         if faults["kind"] == "ber":
             add("--ber", faults["weights"])
+        elif "parameters" in faults:
+            add("--fault", _fault(faults))
         else:
             add("--stuck-cells", faults["p"])
             add("--sa1-share", faults["sa1_share"], SA1_SHARE)
+    elif kind == "events":
+        add("--fault", _fault(faults))
     else:
         add("--faults", faults["file"])
     for option, name in (("--sites", "sites"), ("--layers", "layers")):
         add(option, ",".join(task["select"][name]) if task["select"][name] else None)
     if rule["name"] != "fixed":
         add(_STOP[rule["name"]], rule["value"])
-    elif kind in ("single", "flips"):
+    elif kind in ("single", "flips", "events"):
         if given.get("exhaustive"):
             words.append("--exhaustive")
         elif given.get("margin") is not None:
@@ -71,6 +75,12 @@ def command_of(task: dict) -> str:
     add("--confidence", rule["confidence"], 0.95)
     add("--seed", task["seed"], 0)
     return shlex.join(words)
+
+
+def _fault(faults: dict) -> str:
+    """What --fault takes: a kind, or a fault model with its parameters."""
+    pieces = [f"{name}={value}" for name, value in faults.get("parameters", {}).items()]
+    return ",".join([faults["kind"], *pieces])
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -116,9 +126,10 @@ def cite(results: Results) -> str:
         text += f"This file is a part of the campaign: {n:,} of {task['trials']:,} trials. "
     if results.kind == "single":
         frame = results.frame
+        what = _FAULTS.get(task["faults"]["kind"]) or f"the faults of {_fault(task['faults'])}"
         text += (
             f"The population are all {frame.size:,} {'faults' if frame.each else 'pairs'} of "
-            f"{_FAULTS[task['faults']['kind']]}{'' if frame.each else ' and an image'}; {n:,} were "
+            f"{what}{'' if frame.each else ' and an image'}; {n:,} were "
             "drawn uniformly without replacement"
         )
         if len(frame.strata) > 1:
@@ -136,6 +147,13 @@ def cite(results: Results) -> str:
         )
     elif results.kind == "chips":
         text += f"{n:,} chips with fixed random fault maps were run on all images. "
+        if "parameters" in task["faults"]:
+            text += f"The maps are those of {_fault(task['faults'])}. "
+    elif results.kind == "events":
+        text += (
+            f"{n:,} events of the fault model {_fault(task['faults'])} were drawn, each in one "
+            "inference of a random image. "
+        )
     else:
         text += f"{n:,} given faults were injected (SHA-256 {stated['list_sha256'][:16]}). "
     if results.kind != "flips":

@@ -12,6 +12,7 @@ import click
 from fsim.cli.campaign_options import (
     campaign_options,
     each_of,
+    fault_of,
     flips_of,
     part_of,
     rule_of,
@@ -134,9 +135,13 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
     )  # fmt: skip
     _check(click.get_current_context(), rule, margin, t_value, p_value)
     axes = tuple(names_of(stratify, "--stratify") or ())
-    design, faults = _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, sites)
+    design, faults, permanent = _faults(
+        fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, sites
+    )
     if design != "single":
-        option = "--faults" if design == "list" else f"--{design}"
+        option = {"list": "--faults", "events": f"--fault {faults['kind']}"}.get(
+            design, f"--{design}"
+        )
         own = [("--stratify", stratify), ("--images-per-fault", images_per_fault),
                ("--exhaustive", exhaustive)]  # fmt: skip
         if design in ("list", "chips"):
@@ -146,7 +151,7 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
         given = [name for name, value in own if value]
         if given:
             raise ConfigError(f"{given[0]} does not go with {option}, which says what there is")
-        if rule["name"] != "fixed":
+        if rule["name"] != "fixed" and design != "events":
             raise ConfigError(
                 f"{option} needs a number of trials known before, got --{rule['name']}"
             )
@@ -181,7 +186,7 @@ def campaign(plan, accel, settings, dataflow, model, weights, data, data_dir, im
         from fsim.campaign.fault_lists import read_fault_list
 
         rows = read_fault_list(fault_list, session.placement, len(session.images))
-    each = each_of(images_per_fault, fault, len(session.images)) if design == "single" else None
+    each = each_of(images_per_fault, permanent, len(session.images)) if design == "single" else None
     if each not in (None, 1) and axes:
         raise ConfigError("--stratify needs faults that meet one image each: --images-per-fault 1")
     if each not in (None, 1) and rule["name"] in ("failures", "threshold"):
@@ -226,8 +231,16 @@ def _check(context, rule, margin, t_value, p_value) -> None:
 
 
 def _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, sites):
-    """(design, "faults" of the task) that the options ask for."""
+    """(design, "faults" of the task, they are a defect of the machine) by the options."""
     from fsim.fault_models.stuck_cells import SA1_SHARE
+
+    own, named_fault, model = fault_of(fault)
+    if own == "chips" and fault_list is None and not numbers:
+        if chips is None:
+            raise ConfigError(f"--fault {model.name} draws chips: give their number, --chips")
+        if stuck_cells is not None or ber is not None or sa1_share is not None:
+            raise ConfigError("--chips needs one of --stuck-cells, --ber and --fault")
+        return "chips", named_fault, True
 
     named = names_of(sites, "--sites")
     given = [name for name, value in (("--faults", fault_list), ("--flips", numbers or None),
@@ -254,20 +267,20 @@ def _faults(fault, fault_list, numbers, chips, stuck_cells, sa1_share, ber, site
     if fault_list is not None:
         if sites is not None:
             raise ConfigError("--sites restricts random faults: a fault list must go without it")
-        return "list", {"kind": "list", "file": str(fault_list)}
+        return "list", {"kind": "list", "file": str(fault_list)}, False
     if numbers:
-        return "flips", {"kind": "flips", "memories": wanted}
+        return "flips", {"kind": "flips", "memories": wanted}, False
     if chips is not None:
         if (stuck_cells is None) == (ber is None):
             raise ConfigError("--chips needs one of --stuck-cells and --ber")
         if ber is not None:
             rates = {name: ber if name == "weights" else 0.0 for name in MEMORIES}
-            return "chips", {"kind": "ber", **rates, "hw_batch": None}
+            return "chips", {"kind": "ber", **rates, "hw_batch": None}, True
         share = SA1_SHARE if sa1_share is None else sa1_share
-        return "chips", {"kind": "stuck-cells", "p": stuck_cells, "sa1_share": share}
+        return "chips", {"kind": "stuck-cells", "p": stuck_cells, "sa1_share": share}, True
     if fault == "flip":
-        return "single", {"kind": "flip", "memories": wanted}
-    return "single", {"kind": fault}
+        return "single", {"kind": "flip", "memories": wanted}, False
+    return own, named_fault, getattr(model, "permanent", False)
 
 
 def _stated(accel, settings, rule, trials, margin, t_value, p_value, rounding, exhaustive) -> dict:

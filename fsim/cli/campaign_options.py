@@ -106,15 +106,17 @@ def campaign_options(command):
                      help="A preset (fsim accel list) or a .yaml or .toml file."),
         accel_options(given=False),
         network_options,
-        click.option("--fault", type=click.Choice(KINDS), default="seu", show_default=True,
+        click.option("--fault", default="seu", show_default=True, metavar="NAME",
                      help="One fault a trial: flip (a bit of a stored word), seu or mbu "
-                     "(registers), transient (a product net), intermittent, stuck0, stuck1."),
+                     "(registers), transient (a product net), intermittent, stuck0, stuck1; or a "
+                     "model with parameters: mcu,shapes=2x2 (fsim faults --models)."),
         click.option("--faults", "fault_list", type=click.Path(path_type=Path), metavar="FILE",
                      help="These faults instead: a .csv of fsim trace export, or a campaign."),
         click.option("--flips", metavar="1-64|1,2,4", help="So many bit flips an inference, each "
                      "number a stratum: what fsim curve needs."),
         click.option("--chips", type=click.IntRange(1, 1 << 24),
-                     help="So many chips with fixed fault maps, of --stuck-cells or --ber."),
+                     help="So many chips with fixed fault maps, of --stuck-cells, --ber or a "
+                     "--fault that lasts (sram-voltage, retention, link,kind=stuck1)."),
         stuck_options,
         click.option("--ber", type=Probability, metavar="P", help="With --chips: probability that "
                      "a bit of a stored weight is wrong, the same for all images."),
@@ -222,15 +224,40 @@ def flips_of(text: str | None) -> tuple[int, ...]:
     return tuple(found)
 
 
-def each_of(text: str | None, fault: str, images: int) -> int | None:
-    """--images-per-fault as in Frame: None for one."""
+def fault_of(text: str):
+    """(design, "faults" of the task, fault model) of --fault; no model for `flip`."""
+    from fsim.fault_models import families
+
+    if text == "flip":
+        return "single", {"kind": "flip"}, None
+    if text in KINDS:
+        from fsim.fault_models.upsets import SingleFault
+
+        return "single", {"kind": text}, SingleFault(text)
+    from fsim.campaign.campaign import design_for
+
+    name, values = families.parse_family(text)
+    if name not in families.family_names():
+        raise ConfigError(
+            f"--fault must be a kind or a model of faults: {text[:60]!r} is not one of "
+            f"{', '.join((*KINDS, *families.family_names()))}"
+        )
+    model = families.make_family(name, values)
+    return design_for(model), families.described(model), model
+
+
+def each_of(text: str | None, permanent: bool, images: int) -> int | None:
+    """--images-per-fault as in Frame: None for one.
+
+    permanent  the fault is a defect of the machine: it meets all images, or several
+    """
     if text is None:
-        return images if fault in ("stuck0", "stuck1") else None
+        return images if permanent else None
     if text == "all":
         return images
     if not (text.isascii() and text.isdecimal()) or len(text) > 9 or not 1 <= int(text) <= images:
         raise ConfigError(f"--images-per-fault must be 1 to {images} or all, got {text[:40]!r}")
-    if int(text) == 1 and fault not in ("stuck0", "stuck1"):
+    if int(text) == 1 and not permanent:
         return None
     return int(text)
 
