@@ -1,6 +1,6 @@
 """Rates of faults and the probabilities they amount to: the one place where they convert.
 
-Units are in the names. A FIT is one failure in 1e9 device hours (JESD89A, clause 2). Rates
+Units are in the names. A FIT is one failure in 1e9 device hours (JESD89A). Rates
 are those of a Poisson process, so that events in disjoint times and bits are independent:
 
     failures an hour    lambda = FIT 1e-9
@@ -35,7 +35,7 @@ import math
 from fsim.errors import ConfigError
 
 FIT_HOURS = 1e9
-"""Device hours of one failure at a rate of one FIT (JESD89A, clause 2)."""
+"""Device hours of one failure at a rate of one FIT (JESD89A)."""
 
 HOUR = 3600.0
 """Seconds of an hour."""

@@ -17,9 +17,9 @@ lambda_m is the mechanism's own rate and s the share of it that a test of the me
 mechanism that fails violates nothing until an element does. An upset that was corrected is
 gone and needs no report: r = 1. A defect that is corrected silently stays: r < 1.
 
-    SPFM = 1 - sum(lambda_SPF + lambda_RF) / sum(lambda)                     (5, Annex C.2)
-    LFM  = 1 - sum(lambda_MPF,latent) / sum(lambda - lambda_SPF - lambda_RF) (5, Annex C.3)
-    PMHF = sum(lambda_SPF + lambda_RF) + dual-point term, per hour           (5, 9.4.2)
+    SPFM = 1 - sum(lambda_SPF + lambda_RF) / sum(lambda)                       (Annex C)
+    LFM  = 1 - sum(lambda_MPF,latent) / sum(lambda - lambda_SPF - lambda_RF)   (Annex C)
+    PMHF = sum(lambda_SPF + lambda_RF) + dual-point term, per hour             (clause 9)
 
 The dual-point term counts, over a lifetime T, a latent fault of the mechanism followed by one
 of what it covers, and a latent fault of what it covers followed by one of the mechanism:
@@ -28,7 +28,7 @@ of what it covers, and a latent fault of what it covers followed by one of the m
 
 It is the first order of P(one before the other within T) / T for exponential lifetimes, and
 never below it: P = int_0^T a exp(-a t) (1 - exp(-b t)) dt <= a b T^2 / 2. Faults that are
-detected count as repaired at once. ISO 26262-10 states it in this form.
+detected count as repaired at once. ISO 26262-10 has terms of this kind in its PMHF.
 
 Which failures of a network violate the safety goal is the user's to say; so are coverages.
 """
@@ -48,11 +48,11 @@ TARGETS = {
     "C": {"spfm": 0.97, "lfm": 0.80, "pmhf": 1e-7},
     "D": {"spfm": 0.99, "lfm": 0.90, "pmhf": 1e-8},
 }
-"""ASIL -> least SPFM and LFM, most PMHF per hour: ISO 26262-5:2018, tables 4, 5 and 6. They are
-of a whole item with a safety goal; ASIL A has none, those of B are recommended."""
+"""ASIL -> least SPFM and LFM, most PMHF per hour: ISO 26262-5:2018, clauses 8 and 9. They
+are of a whole item with a safety goal; ASIL A has none, those of B are recommended."""
 
 COVERAGES = {"low": 0.60, "medium": 0.90, "high": 0.99}
-"""Words for a diagnostic coverage: ISO 26262-5, Annex D, table D.1 and those after it."""
+"""Words for a diagnostic coverage: ISO 26262-5, Annex D."""
 
 
 @dataclass(frozen=True)

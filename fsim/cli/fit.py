@@ -77,9 +77,13 @@ def fit(ctx, files, table_file, example, assume, fit_per_mbit, cross_section, fl
     declared = mechanisms_of(file, mechanisms)
     stated = _stated(file, fit_per_mbit, cross_section, flux, mbit)
     hours = lifetime if lifetime is not None else number(file.get("lifetime", LIFETIME), "lifetime")
+    shown = wants_safety or bool(declared)
+    if lifetime is not None and not shown:
+        raise ConfigError("--lifetime belongs to the safety table: --safety or --mechanism")
     if files:
-        if raw_fit is not None:
-            raise ConfigError("--raw-fit belongs to a table with shares, got campaigns")
+        _refuse(ctx, TABLES_ONLY, "a table, got campaigns, which have their own")
+        if model is not None and "schedule" not in occupancy:
+            raise ConfigError("--model belongs to --occupancy schedule")
         found, budget = _campaigns(
             files, file, stated, failure=failure, duty=duty, clock=clock, model=model,
             schedule="schedule" in occupancy,
@@ -88,9 +92,12 @@ def fit(ctx, files, table_file, example, assume, fit_per_mbit, cross_section, fl
                     (derate, "--derate"), (bits, "--bits"))],
         )  # fmt: skip
     else:
-        _refuse_for_tables(ctx)
+        _refuse(ctx, CAMPAIGNS_ONLY, "campaigns: a table has columns for it")
+        for key in ("rates", "duty", "occupancy", "derate", "bits"):
+            if key in file:
+                raise ConfigError(f"{key} of {assume} belongs to campaigns, got a table")
         found, budget = _table(table_file, example, raw_fit, stated, confidence)
-    if wants_safety or declared:
+    if shown:
         from fsim.fit.document import safety_document
         from fsim.fit.safety import safety
 
@@ -112,13 +119,15 @@ def fit(ctx, files, table_file, example, assume, fit_per_mbit, cross_section, fl
 CAMPAIGNS_ONLY = ("rates", "duty", "occupancy", "model", "derate", "bits", "clock", "failure")
 """Options that say something of campaigns alone."""
 
+TABLES_ONLY = ("raw_fit", "confidence")
 
-def _refuse_for_tables(ctx: click.Context) -> None:
-    """A table has its own deratings: an option that it would not heed is an error."""
-    for name in CAMPAIGNS_ONLY:
+
+def _refuse(ctx: click.Context, names: tuple[str, ...], said: str) -> None:
+    """An option that would not be heeded is an error."""
+    for name in names:
         if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            option = next(p.opts[-1] for p in ctx.command.params if p.name == name)
-            raise ConfigError(f"{option} belongs to campaigns: a table has columns for it")
+            option = next(p for p in ctx.command.params if p.name == name).opts[0]
+            raise ConfigError(f"{option} belongs to {said}")
 
 
 def _stated(file: dict, fit_per_mbit, cross_section, flux, mbit) -> dict:
@@ -181,10 +190,11 @@ def _campaigns(files, file, stated, *, failure, duty, clock, model, schedule, na
     }
     if clock is not None:
         cycles = next((n for n in map(cycles_of, campaigns) if n is not None), None)
-        if cycles is None or share == 0.0:
+        lasting = any("duty" not in line.factors for line in budget.lines)
+        if cycles is None or share == 0.0 or lasting:
             raise ConfigError(
-                "--clock needs a duty above 0 and a campaign of registers in all layers, which "
-                "knows the cycles of an inference"
+                "--clock needs a duty above 0, upsets only, and a campaign of registers in all "
+                "layers, which knows the cycles of an inference"
             )
         found["inference"] = per_inference(found, cycles, clock, share)
     return found, budget

@@ -66,7 +66,8 @@ def read_budget(
     raw_fit       FIT of the whole that shares are of, for tables without that column
     fit_per_mbit  of bits, with `mbit` bits a Mbit
 
-    ConfigError names the line of what is not valid.
+    ConfigError names the line of what is not valid; it is also raised for a rate that no row
+    takes.
     """
     lines, shares = [], []
     for number, row in _rows(path):
@@ -85,6 +86,8 @@ def read_budget(
         if (bits is None) == ("share" not in value):
             raise ConfigError(f"{where}: share or bits must be given, and not both")
         if bits is None:
+            if raw_fit is not None and "raw_fit" in value:
+                raise ConfigError(f"{where}: raw_fit must be given in the table or beside it")
             whole = value.get("raw_fit", raw_fit)
             if whole is None:
                 raise ConfigError(f"{where}: a share needs the FIT of the whole: raw_fit")
@@ -99,6 +102,13 @@ def read_budget(
             Line(row["component"], row.get("class") or "all", bits, raw, factors,
                  _failing(value, where), "an upset that meets something in use")
         )  # fmt: skip
+    for given, name, used in (
+        (raw_fit, "--raw-fit", bool(shares)),
+        (fit_per_mbit, "--fit-per-mbit", len(shares) < len(lines)),
+    ):
+        if given is not None and not used:
+            column = "share" if name == "--raw-fit" else "bits"
+            raise ConfigError(f"{name} must be taken by a row, got none with {column} ({path})")
     return Budget(lines, "as the table counts it", confidence, notes=_notes(lines, shares))
 
 
