@@ -17,11 +17,12 @@ from .cells import Cell
 from .rows import extend_masks, flip_rows
 
 _ONE_FLIP = (1 << 20) + 3  # random stream; error rates use the numbers of the blocks
+_SCRUB = 1 << 23  # and this number beyond them for scrub intervals
 
 
 @dataclass(frozen=True)
 class BitErrors:
-    """Bit error rates of the three memories.
+    """Bit error rates of the three memories, the check bits of each included.
 
     acts, weights, psums  probability in [0, 1] of a flip per bit and residency
     hw_batch  images between two writes of the weights; None: written once a trial
@@ -54,9 +55,9 @@ class BitErrors:
         components = {component.name: i for i, component in enumerate(space.accel.components)}
         drawn = []
         for block in space.blocks:
-            p = getattr(self, block.component)
+            p = getattr(self, block.memory)
             if p > 0:
-                units = batches if block.component == "weights" else images
+                units = batches if block.memory == "weights" else images
                 index, position = draws.bits(block.exposed_bits, p, block.number, trial, units)
                 drawn.append((block, units, index, position))
         rows = np.empty(sum(len(position) for *_, position in drawn), FAULT)
@@ -65,15 +66,33 @@ class BitErrors:
             end = begin + len(position)
             component = components[block.component]
             block.write_flips(rows[begin:end], begin, trial, units[index], component, position)
+            together = 1
+            if block.memory == "weights":
+                together = len(images) if self.hw_batch is None else self.hw_batch
+            intervals = block.scrub_intervals(space.accel.buffers[block.memory], together)
+            if intervals > 1 and end > begin:
+                stream = _SCRUB + block.number
+                rows["col"][begin:end] = _intervals(intervals, stream, trial, units, index, draws)
             begin = end
         return rows
+
+
+def _intervals(count: int, stream: int, trial: int, units, index, draws) -> np.ndarray:
+    """(f,) scrub interval of each flip, uniform: those of a unit follow one another.
+
+    index  (f,) int64 ascending: unit of each flip
+    """
+    some, begin, sizes = np.unique(index, return_index=True, return_counts=True)
+    drawn = draws.sites(count, int(sizes.max()), stream, trial, units[some])
+    rank = np.arange(len(index)) - np.repeat(begin, sizes)
+    return drawn[np.repeat(np.arange(len(some)), sizes), rank]
 
 
 @dataclass(frozen=True)
 class OneFlip:
     """Exactly one flip an image, uniform over the bits that an error rate multiplies.
 
-    components  memories it may strike
+    components  memories it may strike, their check bits included
     """
 
     components: tuple[str, ...] = ("acts", "weights", "psums")
@@ -91,7 +110,7 @@ class OneFlip:
             Cell(block.layer, block.name, names.index(block.component), block.component,
                  block.exposed_words, block.bits, block)
             for block in space.blocks
-            if block.component in self.components
+            if block.memory in self.components
         )  # fmt: skip
         if not any(cell.sites for cell in found):
             raise FaultError(

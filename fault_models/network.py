@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fsim.accel_models.accel import CHECK
 from fsim.errors import FaultError
 from fsim.types import FAULT, FOREVER, LEVEL, STATE, Fault
 
@@ -26,7 +27,7 @@ def _memory_row(space, fault: Fault, where: str) -> np.ndarray:
     if fault.last is not None:
         raise FaultError(f"{where}: a fault in a memory has no last=, got {fault.last}")
     stuck = fault.kind != "flip"
-    if stuck and fault.component != "weights":
+    if stuck and fault.component.removesuffix(CHECK) != "weights":
         raise FaultError(
             f"{where}: a word of {fault.component} takes flips only, got kind {fault.kind}"
         )

@@ -33,7 +33,7 @@ _STUCK, _READS = 1 << 21, 1 << 22
 
 @dataclass(frozen=True)
 class StuckCells:
-    """Stuck cells of the weight memory.
+    """Stuck cells of the weight memory, those of its check bits included.
 
     p          probability in [0, 1] that a cell is stuck
     sa1_share  share of the stuck cells that read 1, the others read 0
@@ -53,8 +53,8 @@ class StuckCells:
         """
         ops, first, found = space.placement.program.ops, {}, []
         for block in space.placement.blocks:
-            if block.component == "weights":
-                uses = first.setdefault(block.name.split("#")[0], [])
+            if block.memory == "weights":
+                uses = first.setdefault((block.component, block.name.split("#")[0]), [])
                 codes = _codes(ops[block.layer])
                 same = (b for b in uses if np.array_equal(_codes(ops[b.layer]), codes))
                 holder = next(same, block)
@@ -80,9 +80,9 @@ class StuckCells:
         A cell that is stuck at what is written in it has a row too.
         """
         every = np.array([-1], np.int64)
-        component = space.accel.component_index("weights")
         parts, events, count = [np.zeros(0, FAULT)], {}, 0
         for block, holder in self.blocks(space):
+            component = space.accel.component_index(block.component)
             cells = block.words * block.bits
             _, stuck = draws.bits(cells, self.p, _STUCK + holder.number, trial, every)
             stream = _READS + holder.number

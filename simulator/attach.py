@@ -32,6 +32,7 @@ from .bridge.network import Trained
 from .capture import capture
 from .draws import Draws
 from .gemm import configure
+from .protection import read_rows
 
 FRESH = ("step", "epoch", "chip")
 
@@ -264,6 +265,9 @@ class AttachedModel(nn.Module):
                 numbers = np.arange(len(array), dtype=np.int64)
                 rows = self._model.rows(network.space, int(self.trial), numbers, Draws(self._seed))
                 hw_batch = getattr(self._model, "hw_batch", 1)
+                if self.accel.protected:
+                    key, placement = rows["image"].astype(np.int64), network.space.placement
+                    rows = read_rows(placement, rows, key, len(array), hw_batch).rows
             with torch.no_grad():
                 out = network.run(array, rows, hw_batch)
         self.trial += 1

@@ -16,6 +16,7 @@ from . import program as P
 from .batch import Batch
 from .draws import Draws
 from .engine import FaultHooks, clean_hooks
+from .protection import read_rows
 from .sites import Placement, SiteSpace
 from .statistics import classify, top1
 from .struck import settled
@@ -54,7 +55,7 @@ def golden_run(placement: Placement, images: np.ndarray, labels: np.ndarray) -> 
 class TrialResult:
     """One trial.
 
-    rows     FAULT rows that struck it
+    rows     FAULT rows that struck it: physical, before any correction
     acc      (images, classes) int64 last accumulators
     top1     (images,) int32 classes
     outcome  (images,) uint8 codes of statistics.Outcome
@@ -119,6 +120,43 @@ def run_rows(
              "reference" apply every row by itself, image by image
     """
     end = len(golden.images) if count is None else first + count
+    read, corrected, detected = rows, False, False
+    if placement.accel.protected:
+        key = rows["image"].astype(np.int64)
+        found = read_rows(placement, rows, key, len(golden.images), hw_batch)
+        read = found.rows
+        weights = placement.accel.component_index("weights")
+        corrected, detected = (
+            _images_of(of, first, end - first, weights, hw_batch)
+            for of in (found.repaired, found.detected)
+        )
+    acc, classes = run_read(
+        placement, golden, read, hw_batch=hw_batch, backend=backend, batch=batch, first=first,
+        end=end, threads=threads,
+    )  # fmt: skip
+    outcome = classify(
+        golden.acc[first:end], acc, golden.top1[first:end], classes, corrected=corrected,
+        detected=detected,
+    )  # fmt: skip
+    return TrialResult(trial, rows, acc, classes, outcome)
+
+
+def _images_of(rows, first: int, count: int, weights: int, hw_batch: int | None) -> np.ndarray:
+    """(count,) bool: which images from `first` on some rows strike."""
+    _, slot = slots_of(rows, first, count, weights, hw_batch)
+    found = np.full(count, bool((slot < 0).any()))
+    found[slot[slot >= 0]] = True
+    return found
+
+
+def run_read(
+    placement: Placement, golden: Golden, rows: np.ndarray, *, hw_batch: int | None = 1,
+    backend: str = "auto", batch: int = BATCH, first: int = 0, end: int, threads: int | None = None,
+):  # fmt: skip
+    """(last accumulators, classes) of images [first, end) under what is read.
+
+    rows  FAULT after `protection.read_rows`: every one of them acts
+    """
     weights = placement.accel.component_index("weights")
     machine, left = settled(placement, rows) if backend == "auto" else (placement, rows)
     acc, classes = [], []
@@ -136,9 +174,7 @@ def run_rows(
         else:
             acc.append(golden.acc[begin : begin + size])
             classes.append(golden.top1[begin : begin + size])
-    acc, classes = np.concatenate(acc), np.concatenate(classes)
-    outcome = classify(golden.acc[first:end], acc, golden.top1[first:end], classes)
-    return TrialResult(trial, rows, acc, classes, outcome)
+    return np.concatenate(acc), np.concatenate(classes)
 
 
 def run_trials(

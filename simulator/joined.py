@@ -23,6 +23,8 @@ class Part(Protocol):
 def joined_space(accel: Accel, parts: Sequence[Part]) -> SiteSpace:
     """The sites of all parts together; parts[i].number is i."""
     blocks = [replace(b, layer=u.number, name=u.name) for u in parts for b in u.placement.blocks]
+    period = sum({id(u.placement): _period(u.placement) for u in parts}.values())
+    blocks = [replace(b, period=period) if b.period else b for b in blocks]
     placements = SimpleNamespace(
         accel=accel,
         program=SimpleNamespace(ops=tuple(parts)),
@@ -35,3 +37,8 @@ def joined_space(accel: Accel, parts: Sequence[Part]) -> SiteSpace:
         ],
     )
     return select(placements)
+
+
+def _period(placement: Placement) -> int:
+    """Cycles of an inference of the operations that are placed together."""
+    return max((block.period for block in placement.blocks), default=0)

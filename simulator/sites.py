@@ -40,7 +40,8 @@ from functools import cached_property
 
 import numpy as np
 
-from fsim.accel_models.accel import CHECK, Accel
+from fsim.accel_models.accel import CHECK, Accel, Buffer
+from fsim.accel_models.families import Loops
 from fsim.accel_models.plan import ceil_div
 from fsim.errors import ConfigError, FaultError, MappingError
 from fsim.types import LEVEL
@@ -66,6 +67,8 @@ class Block:
     signed      two's complement words
     residencies of every word; for fetched acts the mean
     first       residency number of the first of them
+    cycles      of one residency, and cycles of an inference (`period`); 0 where no buffer is
+                scrubbed by cycles
     word, residency   for fetched acts: (s,) address and residency of each site
                 word, because not every word is read in every fetch
     """
@@ -81,6 +84,8 @@ class Block:
     signed: bool = True
     word: np.ndarray | None = None
     residency: np.ndarray | None = None
+    cycles: int = 0
+    period: int = 0
 
     @property
     def exposed_words(self) -> int:
@@ -158,6 +163,18 @@ class Block:
             residency=np.repeat(numbers, lines), **common,
         )  # fmt: skip
 
+    def scrub_intervals(self, buffer: Buffer, images: int = 1) -> int:
+        """Scrub intervals in one residency, the last one cut short by its end.
+
+        images  that one residency lasts: between two writes of the weights
+        """
+        count = 1
+        if buffer.scrub_cycles is not None:
+            count = ceil_div(self.cycles + (images - 1) * self.period, buffer.scrub_cycles)
+        elif buffer.scrub_inferences is not None:
+            count = ceil_div(images, buffer.scrub_inferences)
+        return min(max(count, 1), np.iinfo(np.int32).max)
+
     def site(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(residency, word, bit) of positions in [0, exposed_bits)."""
         index, bit = np.divmod(position, self.bits)
@@ -188,6 +205,7 @@ class RegisterSites:
     grid       (rows, columns, words each)
     cycles     of one image's schedule of the layer
     signed     two's complement words (False: unsigned activations)
+    shared     rows of the grid that are one element, of which faults name the first
     """
 
     layer: int
@@ -198,11 +216,13 @@ class RegisterSites:
     grid: tuple[int, int, int]
     cycles: int
     signed: bool = True
+    shared: int = 1
 
     @property
     def pes(self) -> int:
         """Words in the whole array at one time."""
-        return math.prod(self.grid)
+        rows, cols, words = self.grid
+        return ceil_div(rows, self.shared) * cols * words
 
     @property
     def sites(self) -> int:
@@ -214,7 +234,8 @@ class RegisterSites:
 class Placement:
     """A program on an accelerator: geometry, schedule and storage of each operation.
 
-    Raises ConfigError for codes wider than the machine's words.
+    Raises ConfigError for codes wider than the machine's words, and for truncated products
+    on a machine that has none; MappingError for layers that a machine of layers cannot map.
     """
 
     program: Program
@@ -240,6 +261,16 @@ class Placement:
                     "what a product of two activations reads second is held where weights are "
                     f"and must be signed, got unsigned codes ({source.name})"
                 )
+            if op.truncate and not self.accel.kind.layers:
+                raise ConfigError(
+                    f"products must be whole on {self.accel.name}, got {op.truncate} bits "
+                    f"truncated ({op.name})"
+                )
+            if self.accel.kind.layers:
+                try:
+                    self.cycles(op.index)
+                except MappingError as error:
+                    raise MappingError(f"{error} ({op.name})") from None
 
     def with_weights(self, weights: dict[int, np.ndarray]) -> Placement:
         """The same machine and network with other weight codes; see `ops.with_weights`."""
@@ -249,7 +280,10 @@ class Placement:
     @cached_property
     def lowered(self) -> dict[int, Lowered]:
         """Array operation's index -> geometry."""
-        return {op.index: lower(self.program, op) for op in self.program.array_ops}
+        return {
+            op.index: lower(self.program, op, self.accel.loops.block)
+            for op in self.program.array_ops
+        }
 
     def cycles(self, index: int) -> int:
         """Cycles of one image's schedule of an array operation."""
@@ -262,10 +296,16 @@ class Placement:
         low = self.lowered[index]
         return self.accel.schedule.cycles(self.accel, low.m, low.k, low.n)
 
+    def loops(self, index: int) -> Loops:
+        """The tiles that an array operation is worked off in."""
+        own = getattr(self.accel.schedule, "layer_loops", None)
+        return own(self.accel, self.lowered[index]) if own else self.accel.loops
+
     def folds(self, index: int) -> int:
         """How often the sum of one output is stored."""
-        fold = self.accel.loops.fold
-        return 1 if fold is None else ceil_div(self.lowered[index].k, fold)
+        loops = self.loops(index)
+        folds = 1 if loops.fold is None else ceil_div(self.lowered[index].k, loops.fold)
+        return folds if loops.keeps_last else folds - 1
 
     def _root(self, index: int) -> int:
         """The operation whose stored words tensor `index` shows (through views)."""
@@ -301,17 +341,44 @@ class Placement:
                 found.append(
                     Block(0, "weights", op.index, op.name, op.weight.size, op.weight_bits, tiles)
                 )
-            words = math.prod(op.shape)
-            found.append(
-                Block(
-                    0, "psums", op.index, op.name, words, self.accel.acc_bits, self.folds(op.index)
+            words, folds = math.prod(op.shape), self.folds(op.index)
+            if folds:
+                found.append(
+                    Block(0, "psums", op.index, op.name, words, self.accel.acc_bits, folds)
                 )
-            )
+        if any(buffer.scrub_cycles for buffer in self.accel.buffers.values()):
+            period = sum(self.cycles(op.index) for op in self.program.array_ops)
+            found = [
+                replace(block, cycles=self.residency_cycles(block), period=period)
+                for block in found
+            ]
         for block in tuple(found):
             buffer = self.accel.buffers[block.component]
             if buffer.check_bits:
                 found.append(block.checks(buffer.word_bits, buffer.check_bits))
         return tuple(replace(block, number=number) for number, block in enumerate(found))
+
+    def residency_cycles(self, block: Block) -> int:
+        """Cycles of one residency of a block, rounded up; weights written for every image.
+
+        A feature map that stays on chip: the schedules of the operations after the one that
+        makes it, up to its last reader. Everything else: an equal share of its operation's
+        schedule. 0 where that is not on the array, and for what is written out at once.
+        """
+        if block.memory == "acts" and block.first == 0:
+            readers = [
+                op.index for op in self.program.ops
+                if op.stores and any(self._root(i) == block.layer for i in op.inputs)
+            ]  # fmt: skip
+            if not self.kept(self.program.ops[block.layer]) or not readers:
+                return 0
+            return sum(
+                self.cycles(op.index) for op in self.program.array_ops
+                if block.layer < op.index <= max(readers)
+            )  # fmt: skip
+        if not self.program.ops[block.layer].is_array:
+            return 0
+        return ceil_div(self.cycles(block.layer), block.contents)
 
     def _acts_blocks(self, op: Op) -> list[Block]:
         words = math.prod(op.shape)
@@ -370,12 +437,12 @@ class Placement:
 
     def position_tiles(self, index: int) -> int:
         """Tiles of output positions an operation is cut into."""
-        side = self.accel.loops.m
+        side = self.loops(index).m
         return 1 if side is None else ceil_div(self.lowered[index].m, side)
 
     def _tiles(self, index: int) -> tuple[int, int, int]:
         """How many tiles an operation's n, m and k axes are cut into, outermost first."""
-        low, loops = self.lowered[index], self.accel.loops
+        low, loops = self.lowered[index], self.loops(index)
         return tuple(
             1 if side is None else ceil_div(size, side)
             for size, side in ((low.n, loops.n), (low.m, loops.m), (low.k, loops.k))
@@ -389,7 +456,7 @@ class Placement:
 
     def fetch_scope(self, index: int, fetch: int) -> tuple[int, slice, slice, slice]:
         """(group, m slice, k slice, n slice) of products that read one fetch."""
-        loops = self.accel.loops
+        loops = self.loops(index)
         _, m_tiles, k_tiles = tiles = self._tiles(index)
         group, fetch = divmod(fetch, math.prod(tiles))
         rest, fold = divmod(fetch, k_tiles)
@@ -416,6 +483,7 @@ class Placement:
                 self.accel.grid(component),
                 self.cycles(op.index),
                 component.role != "ifmap" or self.program.ops[op.inputs[0]].signed,
+                component.shared,
             )
             for op in self.program.array_ops
             for number, component in enumerate(self.accel.components)

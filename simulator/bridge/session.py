@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 
 from fsim.accel_models.accel import Accel
-from fsim.errors import MappingError
+from fsim.errors import FaultError, MappingError
 
 from .. import program as P
 from ..batch import Batch
@@ -17,6 +17,7 @@ from ..draws import Draws
 from ..inject import slots_of
 from ..joined import joined_space
 from ..kernels import requantise
+from ..protection import read_rows
 from ..struck import settled_batch
 from .site import ArraySite, run
 
@@ -75,7 +76,20 @@ class Session:
     def _draw(self, trial: int, images: int) -> list[Batch | None]:
         numbers = np.arange(images, dtype=np.int64)
         rows = self.model.rows(self.space, trial, numbers, Draws(self.seed))
-        rows, slot = slots_of(rows, 0, images, self._weights, getattr(self.model, "hw_batch", 1))
+        hw_batch = getattr(self.model, "hw_batch", 1)
+        placement = self.space.placement
+        if placement.accel.protected:
+            flips = (rows["and_mask"] == -1) & (rows["or_mask"] == 0)
+            kinds = [component.kind for component in placement.accel.components]
+            stuck = ~flips & (np.array(kinds) == "memory")[rows["component"]]
+            if stuck.any():  # what a stuck bit changes hangs on codes that training changes
+                raise FaultError(
+                    "in training, faults of a machine with protected memories must be flips of "
+                    f"words, got {int(stuck.sum())} stuck bits"
+                )
+            key = rows["image"].astype(np.int64)
+            rows = read_rows(placement, rows, key, images, hw_batch).rows
+        rows, slot = slots_of(rows, 0, images, self._weights, hw_batch)
         layer = rows["layer"]
         batches = []
         for site in self.sites:

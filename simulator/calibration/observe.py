@@ -27,6 +27,7 @@ from ..draws import Draws
 from ..engine import FaultHooks, clean_hooks
 from ..inject import BATCH, slots_of
 from ..ops import ArrayOp, Op
+from ..protection import read_rows
 from ..sites import Placement, SiteSpace
 from .counts import Flips, Layer, Products, Tally
 
@@ -72,6 +73,9 @@ def observe(
     for trial in range(trials):
         rows = model.rows(space, trial, everything, draws)
         faults += len(rows)
+        if placement.accel.protected:
+            key = rows["image"].astype(np.int64)
+            rows = read_rows(placement, rows, key, len(images), hw_batch).rows
         tally.written(rows[rows["component"] == weights], len(images), hw_batch)
         for begin in range(0, len(images), BATCH):
             size = min(BATCH, len(images) - begin)

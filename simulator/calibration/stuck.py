@@ -86,8 +86,13 @@ def observe_stuck(
 ) -> StuckCounts:
     """Counts over the chips of StuckCells; no image runs, since the codes are all there is.
 
-    Raises ConfigError for layers whose weights have different widths.
+    Raises ConfigError for layers whose weights have different widths, and for protected ones.
     """
+    if "weights" in space.accel.protected:
+        raise ConfigError(
+            "stuck cells must be of weights without protection to fit adSAF, whose bits fail "
+            f"independently, got {space.accel.buffers['weights'].protection}"
+        )
     holders = {holder.number: holder for _, holder in model.blocks(space)}
     blocks = [holder for _, holder in sorted(holders.items())]
     bits = blocks[0].bits

@@ -17,6 +17,7 @@ from fsim.simulator.statistics import classify, top1
 from fsim.simulator.trace_format import OUTCOME, tensor_digest
 
 from .population import Drawn
+from .protected import mark, read_drawn
 
 
 class LayeredEvaluator:
@@ -47,6 +48,15 @@ class LayeredEvaluator:
 
     def outcomes(self, drawn: Drawn) -> np.ndarray:
         """OUTCOME rows of trials, in the order of (trial, image)."""
+        placement = self.layered.space.placement
+        if not placement.accel.protected:
+            return self._outcomes(drawn)
+        read, repaired, detected = read_drawn(placement, drawn)
+        table = self._outcomes(read).reshape(drawn.image.shape)
+        mark(table, repaired, detected)
+        return table.reshape(-1)
+
+    def _outcomes(self, drawn: Drawn) -> np.ndarray:
         each = drawn.image.shape[1]
         which = np.repeat(np.arange(len(drawn.trial)), each)
         image = np.asarray(drawn.image).reshape(-1)

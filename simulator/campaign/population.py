@@ -12,7 +12,7 @@ import numpy as np
 
 from fsim.errors import ConfigError
 from fsim.simulator.draws import Draws
-from fsim.simulator.sampling import draw_sites, entries_of_order
+from fsim.simulator.sampling import MAX_SITES, draw_sites, entries_of_order
 from fsim.simulator.sites import SiteSpace
 from fsim.types import FAULT
 
@@ -20,7 +20,7 @@ from .frame import Frame
 
 # Random streams of this family, beyond those of blocks and upsets; strata count up.
 _ORDER = 1 << 24
-_IMAGES, _FLIPS, _FLIP_IMAGE = _ORDER - 1, _ORDER - 2, _ORDER - 3
+_IMAGES, _FLIPS, _FLIP_IMAGE, _FLIP_SCRUB = _ORDER - 1, _ORDER - 2, _ORDER - 3, _ORDER - 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,13 @@ class Drawn:
     def single(self) -> bool:
         """Whether every trial has exactly one row."""
         return len(self.rows) == len(self.trial) and bool((np.diff(self.begin) == 1).all())
+
+    def some(self, which: np.ndarray) -> Drawn:
+        """Trials `which` (s,) int64 ascending alone."""
+        sizes = np.diff(self.begin)[which]
+        begin = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        index = np.repeat(self.begin[which] - begin[:-1], sizes) + np.arange(begin[-1])
+        return Drawn(self.trial[which], self.rows[index], begin, self.image[which])
 
 
 class SingleFaults:
@@ -124,6 +131,10 @@ class Flips:
                 f"numbers of flips must rise from 1 to at most {self.bits}, the exposed bits, "
                 f"got {', '.join(map(str, self.flips[:8]))}"
             )
+        buffers = space.accel.buffers
+        self._intervals = np.array(
+            [c.source.scrub_intervals(buffers[c.source.memory]) for c in self.cells]
+        )
         self._offsets = np.concatenate([[0], np.cumsum([cell.sites for cell in self.cells])])
 
     def draw(self, trials: np.ndarray) -> Drawn:
@@ -151,6 +162,13 @@ class Flips:
         rows = self.model.rows_at(self.space, self.cells, which, word, bit)
         rows["trial"] = np.repeat(trial, sizes)
         rows["image"] = np.repeat(image[:, 0], sizes)
+        if self._intervals.max() > 1:
+            # Modulo: uniform but for one part in 2^30 at the most.
+            drawn = [
+                draw_sites(MAX_SITES, size, seed=self.seed, stream=_FLIP_SCRUB, trial=int(one))
+                for one, size in zip(trial, sizes)
+            ]
+            rows["col"] = np.concatenate(drawn) % self._intervals[which]
         rows["event"] = np.concatenate([np.zeros(0, np.int64), *events])
         return Drawn(trial, rows, np.concatenate([[0], np.cumsum(sizes)]), image)
 

@@ -7,7 +7,8 @@ import numpy as np
 from fsim.simulator.statistics import OUTCOME_NAMES, Outcome
 
 METRICS = {
-    "masked": (Outcome.MASKED, Outcome.CORRECTED),
+    "masked": (Outcome.MASKED,),
+    "corrected": (Outcome.CORRECTED,),
     "sdc": (Outcome.SDC_BENIGN, Outcome.SDC_CRITICAL),
     "sdc_benign": (Outcome.SDC_BENIGN,),
     "sdc_critical": (Outcome.SDC_CRITICAL,),
