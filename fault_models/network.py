@@ -82,7 +82,7 @@ def network_rows(faults: Sequence[Fault], space) -> np.ndarray:
         else:
             if fault.layer is None and (fault.cycle is not None or fault.kind == "flip"):
                 raise FaultError(f"{where}: a fault with a cycle needs layer=, whose cycles count")
-            if fault.word is not None:
+            if fault.word is not None and component.words == 1:
                 raise FaultError(f"{where}: word must be given for memories only, got {fault.word}")
             layer, cycles, signed = -1, 1, True
             if fault.layer is not None:
