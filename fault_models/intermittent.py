@@ -119,7 +119,7 @@ class Intermittent:
             np.array([signed[index] for index in layer.tolist()], bool),
         )  # fmt: skip
         rows = flip_rows(
-            len(layer), layer=layer, component=site.component, row=row, col=col,
+            len(layer), layer=layer, component=site.component, row=row * site.shared, col=col,
             word=number if files > 1 else -1, effect=LEVEL, first=first, last=last,
         )  # fmt: skip
         if self.value == "flip":

@@ -156,7 +156,7 @@ class TimingErrors:
                 parts.append(
                     flip_rows(
                         len(index), image=images[index], layer=site.layer,
-                        component=site.component, row=row, col=col,
+                        component=site.component, row=row * site.shared, col=col,
                         word=number if files > 1 else -1, effect=LEVEL, first=cycle, last=cycle,
                         xor_mask=extend_masks(np.full(len(index), bit), site.bits, site.signed),
                     )

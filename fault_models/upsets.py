@@ -59,6 +59,7 @@ def register_flips(space, cells, which, word, bit, width=1):
     }
     _, widths, files = np.array([cell.source.grid for cell in cells], np.int64)[which].T
     pes = np.array([cell.source.pes for cell in cells], np.int64)[which]
+    shared = np.array([cell.source.shared for cell in cells], np.int64)[which]
     signed = np.array([cell.source.signed for cell in cells])[which]
     table = space.accel.components
     net = np.array([table[cell.component].kind == "net" for cell in cells])[which]
@@ -69,7 +70,7 @@ def register_flips(space, cells, which, word, bit, width=1):
         len(which),
         layer=column["layer"],
         component=column["component"],
-        row=row,
+        row=row * shared,
         col=col,
         word=np.where(files > 1, number, -1),
         effect=np.where(net, LEVEL, STATE),

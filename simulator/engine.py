@@ -137,8 +137,9 @@ class FaultHooks:
         find = self.batch.of
         slow = [find(op.index, 0, self.acts - 1)]
         if isinstance(op, MatMul) or self.placement.accel.overflow != "wrap":
-            slow += [find(op.index, self.weights), find(op.index, self.psums)]
-            slow.append(self._tile_fetches(op))
+            slow.append(find(op.index, self.psums))
+        if isinstance(op, MatMul):
+            slow += [find(op.index, self.weights), self._tile_fetches(op)]
         elif not self.placement.weights_once(op):
             slow.append(find(op.index, self.weights))
         slots = self.batch.slot[np.concatenate(slow)]

@@ -6,6 +6,11 @@ channel) - the order in which a channels-last map is read - and n the group's
 output channels. A linear layer is a 1 x 1 convolution over its leading
 positions; a matmul has one product per leading index.
 
+Machines that take a block of channels at a time and move over the window with it
+count (block, kernel row, kernel column, channel in the block), `Lowered.block`: the
+last block is filled up with channels that read 0 and have weights 0. Sums in plain
+arithmetic do not depend on that order; cycles, and what a fault meets, do.
+
 Addresses. Feature-map word: flat index into the codes as held, (h, w, c).
 Weight word: flat index into the weight tensor as PyTorch keeps it,
 (o, c / groups, kh, kw). Partial-sum word: flat index into (h_out, w_out, o).
@@ -14,7 +19,7 @@ Weight word: flat index into the weight tensor as PyTorch keeps it,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +34,7 @@ class Lowered:
     out_h, out_w      output positions; m = out_h * out_w
     outputs           output channels, groups * n
     kernel_h, ...     window; padding is (top, left), negative indices read zero
+    block             channels that a window is counted by, 0: all at each of its places
     """
 
     groups: int
@@ -46,6 +52,7 @@ class Lowered:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
+    block: int = 0
 
     @property
     def channels(self) -> int:
@@ -54,22 +61,32 @@ class Lowered:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one image."""
-        return self.groups * self.m * self.k * self.n
+        """Multiply-adds of one image, without those that fill up a block."""
+        return self.groups * self.m * plain(self).k * self.n
 
 
-def lower(program: Program, op: ArrayOp) -> Lowered:
-    """The geometry of an array operation."""
+def plain(low: Lowered) -> Lowered:
+    """The same operation with its window counted place by place, all channels at each."""
+    if not low.block:
+        return low
+    return replace(low, k=low.kernel_h * low.kernel_w * low.channels, block=0)
+
+
+def lower(program: Program, op: ArrayOp, block: int = 0) -> Lowered:
+    """The geometry of an array operation; block: see `Lowered`, for windows of several places."""
     source = program.ops[op.inputs[0]]
     if isinstance(op, Conv):
         c, h, w = source.shape
         outputs, _, kernel_h, kernel_w = op.weight.shape
         _, out_h, out_w = op.shape
         left, _, top, _ = op.padding
+        channels = c // op.groups
+        block = block if kernel_h * kernel_w > 1 else 0
+        padded = -(-channels // block) * block if block else channels
         return Lowered(
             groups=op.groups,
             m=out_h * out_w,
-            k=kernel_h * kernel_w * (c // op.groups),
+            k=kernel_h * kernel_w * padded,
             n=outputs // op.groups,
             h=h,
             w=w,
@@ -82,6 +99,7 @@ def lower(program: Program, op: ArrayOp) -> Lowered:
             stride=tuple(op.stride),
             padding=(top, left),
             dilation=tuple(op.dilation),
+            block=block,
         )
     if isinstance(op, Linear):
         positions, features = math.prod(source.layout[:-1]), source.layout[-1]
@@ -117,6 +135,11 @@ def weight_matrix(low: Lowered, op: ArrayOp, other: np.ndarray | None, group: in
         return other.reshape(low.groups, low.k, low.n)[group].astype(np.int64)
     weight = op.weight.reshape(low.outputs, low.channels, low.kernel_h, low.kernel_w)
     mine = weight[group * low.n : (group + 1) * low.n]
+    if low.block:
+        ky, kx, c = window_slots(low)
+        taken = mine[:, c, ky, kx].astype(np.int64)  # a channel -1 is the last one, and cleared
+        taken[:, c < 0] = 0
+        return np.ascontiguousarray(taken.T)
     return np.ascontiguousarray(mine.transpose(2, 3, 1, 0).reshape(low.k, low.n), np.int64)
 
 
@@ -124,12 +147,35 @@ def word_addresses(low: Lowered, group: int) -> np.ndarray:
     """(m, k) int64: feature-map word that slot k of output position m reads, -1 for padding."""
     y = _axis(low.out_h, low.kernel_h, low.stride[0], low.dilation[0], low.padding[0], low.h)
     x = _axis(low.out_w, low.kernel_w, low.stride[1], low.dilation[1], low.padding[1], low.w)
-    channel = np.arange(low.channels) + group * low.channels
-    # axes: out_h, out_w, kernel_h, kernel_w, channel
-    rows, cols = y[:, None, :, None, None], x[None, :, None, :, None]
-    address = (rows * low.w + cols) * low.c + channel
-    address = np.where((rows < 0) | (cols < 0), -1, address)
+    ky, kx, c = window_slots(low)
+    rows, cols = y[:, None, ky], x[None, :, kx]  # axes: out_h, out_w, k
+    address = (rows * low.w + cols) * low.c + c + group * low.channels
+    address = np.where((rows < 0) | (cols < 0) | (c < 0), -1, address)
     return address.reshape(low.m, low.k)
+
+
+def window_slots(low: Lowered) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(kernel row, kernel column, channel of the group) of each slot, (k,) int64.
+
+    The channel is -1 where a block is filled up.
+    """
+    if not low.block:
+        shape = low.kernel_h, low.kernel_w, low.channels
+        ky, kx, c = np.indices(shape).reshape(3, -1)
+        return ky, kx, c
+    blocks = -(-low.channels // low.block)
+    shape = blocks, low.kernel_h, low.kernel_w, low.block
+    begin, ky, kx, c = np.indices(shape).reshape(4, -1)
+    c = begin * low.block + c
+    return ky, kx, np.where(c < low.channels, c, -1)
+
+
+def _slot(low: Lowered, ky, kx, c):
+    """The slot of a channel at a place of the window; scalars or int arrays."""
+    if not low.block:
+        return (ky * low.kernel_w + kx) * low.channels + c
+    begin, c = np.divmod(c, low.block)
+    return ((begin * low.kernel_h + ky) * low.kernel_w + kx) * low.block + c
 
 
 def _axis(out: int, kernel: int, stride: int, dilation: int, padding: int, size: int):
@@ -150,8 +196,7 @@ def uses(low: Lowered, word: int) -> list[tuple[int, int, int]]:
             ox, off_x = divmod(x + low.padding[1] - kx * low.dilation[1], low.stride[1])
             if off_y or off_x or not (0 <= oy < low.out_h and 0 <= ox < low.out_w):
                 continue
-            k = (ky * low.kernel_w + kx) * low.channels + c
-            found.append((group, oy * low.out_w + ox, k))
+            found.append((group, oy * low.out_w + ox, int(_slot(low, ky, kx, c))))
     return found
 
 
@@ -161,13 +206,19 @@ def weight_position(low: Lowered, word):
     rest, ky = np.divmod(rest, low.kernel_h)
     output, c = np.divmod(rest, low.channels)
     group, n = np.divmod(output, low.n)
-    return group, (ky * low.kernel_w + kx) * low.channels + c, n
+    return group, _slot(low, ky, kx, c), n
 
 
 def weight_word(low: Lowered, group, k, n):
-    """Weight word of (group, k, n); the inverse of `weight_position`."""
-    window, c = np.divmod(k, low.channels)
+    """Weight word of (group, k, n); the inverse of `weight_position`.
+
+    There is none where a block is filled up.
+    """
+    window, c = np.divmod(k, low.block or low.channels)
     ky, kx = np.divmod(window, low.kernel_w)
+    if low.block:
+        begin, ky = np.divmod(ky, low.kernel_h)
+        c = c + begin * low.block
     output = group * low.n + n
     return ((output * low.channels + c) * low.kernel_h + ky) * low.kernel_w + kx
 

@@ -2,7 +2,8 @@
 
 Exact where adders wrap, which is a ring homomorphism: a wrong weight adds its
 difference times the code it meets, a wrong fetched code its own times the weights, and
-a struck partial sum carries its difference to the final sum.
+a struck partial sum carries its difference to the final sum. Exact for weights and
+codes also where adders saturate and bounds prove that none of them ever does.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def changed_sums(
     Returns (flat index into acc, sum with the bias, wrapped); where an index comes
     twice the later value counts.
     """
-    low = placement.lowered[op.index]
+    low = lower.plain(placement.lowered[op.index])
     codes = np.ascontiguousarray(codes).reshape(len(codes), low.h, low.w, low.c)
     acc = acc.reshape(len(codes), low.m, low.outputs)
     bias = np.ascontiguousarray(np.broadcast_to(op.bias, low.outputs), np.int64)
@@ -81,10 +82,10 @@ def changed_sums(
 
 
 def flat_weight(placement: Placement, op: ArrayOp) -> np.ndarray:
-    """(o, k) weight codes in slot order, int8 where that holds them, made once."""
+    """(o, k) weight codes, the window place by place, int8 where that holds them, made once."""
     cache = placement._cache
     if op.index not in cache:
-        low = placement.lowered[op.index]
+        low = lower.plain(placement.lowered[op.index])
         matrices = [lower.weight_matrix(low, op, None, g).T for g in range(low.groups)]
         weight = np.concatenate(matrices)
         narrow = weight.min() >= -128 and weight.max() <= 127 and low.k < 1 << 16
@@ -133,7 +134,7 @@ def _weight_errors(op: ArrayOp, low: Lowered, batch: Batch, index, images):
 def _read_errors(placement: Placement, op: ArrayOp, codes, batch: Batch, index, images, geometry):
     """(key, k, begin, end, delta) of `memory.read_errors`, sorted by key."""
     index, slot = _each_image(batch, index, images)
-    low = placement.lowered[op.index]
+    low = lower.plain(placement.lowered[op.index])
     space = len(index) * low.kernel_h * low.kernel_w
     read = tuple(np.empty(space, np.int64) for _ in range(5))
     if not space:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fsim.types import LEVEL, fault_table
 
+from . import lower
 from .engine import _extend
 from .kernels import walks
 from .ops import ArrayOp, MatMul
@@ -24,7 +25,8 @@ def walkable(placement: Placement, op: ArrayOp, rows: np.ndarray) -> np.ndarray:
     """(f,) bool: whether `register_sums` has the machine's arithmetic for a fault in `op`."""
     accel = placement.accel
     none = np.zeros(len(rows), bool)
-    if isinstance(op, MatMul) or accel.overflow != "wrap" or not hasattr(accel.schedule, "plan"):
+    planned = accel.overflow == "wrap" and hasattr(accel.schedule, "plan")
+    if isinstance(op, MatMul) or not (planned or own_walk(accel)):
         return none
     source = placement.program.ops[op.inputs[0]]
     largest = max(map(abs, source.range)) * int(np.abs(op.weight).max(initial=0))
@@ -33,7 +35,19 @@ def walkable(placement: Placement, op: ArrayOp, rows: np.ndarray) -> np.ndarray:
     known = np.array(
         [c.kind != "memory" and "replay" in c.backends for c in accel.components]
     )  # fmt: skip
+    if own_walk(accel):
+        known[accel.component_index("psums")] = True
     return known[rows["component"]]
+
+
+def own_walk(accel):
+    """`struck_sums` of a family that has no accumulation plan and does this itself, or None.
+
+    It takes faults of the memory of partial sums, too.
+    """
+    if hasattr(accel.schedule, "plan") or accel.kind.layers:
+        return None
+    return getattr(accel.replay, "struck_sums", None)
 
 
 def _machine(placement: Placement, op: ArrayOp):
@@ -53,13 +67,15 @@ def register_sums(
     """Sums that single faults of registers or nets change.
 
     codes  (images, ...) what the layer read; acc (images, ...) exact sums without bias
-    rows   (f,) FAULT of registers and nets, none other; slot (f,) int64 which image each
-           strikes, alone
+    rows   (f,) FAULT of components that are `walkable`, none other; slot (f,) int64 which
+           image each strikes, alone
     Returns (fault, flat index into one image's sums, sum with the bias, wrapped), sorted
     by fault.
     """
     low = placement.lowered[op.index]
     machine = _machine(placement, op)
+    if own_walk(machine):
+        return _own_sums(placement, op, machine, codes, acc, rows, slot)
     plan = machine.schedule.plan(machine, low.m, low.k, low.n)
     rows, number, group = _by_group(placement, op, rows)
     table = fault_table(rows)
@@ -75,6 +91,37 @@ def register_sums(
         flat_weight(placement, op), geometry, low.n, plan.vector(), plan.table(),
         component_bits(machine), placement.accel.acc_bits, plan.transposed, table,
         np.ascontiguousarray(slot, np.int64)[number], group,
+    )  # fmt: skip
+    return number[found], where, value
+
+
+def _own_sums(placement, op, machine, codes, acc, rows, slot):
+    """`register_sums` by the machine's own walk."""
+    low = placement.lowered[op.index]
+    stored = rows["component"] == placement.accel.component_index("psums")
+    memory = np.flatnonzero(stored)
+    table, number, group = _by_group(placement, op, rows[~stored])
+    number = np.concatenate([np.flatnonzero(~stored)[number], memory])
+    groups, m, n = lower.psum_position(low, rows["word"][memory].astype(np.int64))
+    words = rows[memory]
+    words["word"] = m * low.n + n
+    group = np.concatenate([group, groups])
+    table = fault_table(np.concatenate([table, words]))
+    order = np.argsort(number, kind="stable")
+    number, group, table = number[order], group[order], table[order]
+    ky, kx, c = lower.window_slots(low)
+    slots = np.stack([ky * low.dilation[0], kx * low.dilation[1], c], axis=1)
+    at = (ky * low.kernel_w + kx) * low.channels + c
+    weight = flat_weight(placement, op)[:, np.where(c < 0, 0, at)]
+    weight[:, c < 0] = 0
+    found, where, value = own_walk(machine)(
+        machine, low.m, low.n,
+        np.ascontiguousarray(codes).reshape(len(codes), low.h, low.w, low.c),
+        np.ascontiguousarray(acc).reshape(len(codes), low.m * low.outputs),
+        np.ascontiguousarray(np.broadcast_to(op.bias, low.outputs), np.int64),
+        np.ascontiguousarray(weight),
+        ((low.channels, low.out_w, *low.stride, *low.padding), slots.astype(np.int64)),
+        table, np.ascontiguousarray(slot, np.int64)[number], group.astype(np.int64),
     )  # fmt: skip
     return number[found], where, value
 

@@ -94,19 +94,42 @@ def run(accel, a, b, d, table, out, everything=False) -> np.ndarray:
     T_FIRST leaves in the assembly buffer for output word = m_index * n + n_index.
     Returns (m, n) bool: what was recomputed.
     """
-    table = limited(table)
+    table = _limited(table)
     numbers = geometry(accel, a.shape[0], a.shape[1], b.shape[1])
     touched = np.zeros(out.shape, np.uint8)
     weight = np.ascontiguousarray(b.T)
+    words = table[:, T_WORD]
+    stored = table[words >= 0]
+    stored = stored[np.argsort(stored[:, T_WORD], kind="stable")]
     if everything:
         touched[:] = 1
     else:
         mark(numbers, weight, table, touched)
-    _walk_all(np.ascontiguousarray(a), weight, d, numbers, table, widths(accel), touched, out)
+    tables = table[words < 0], stored
+    _walk_all(np.ascontiguousarray(a), weight, d, numbers, tables, widths(accel), touched, out)
     return touched.astype(bool)
 
 
-def limited(table: np.ndarray) -> np.ndarray:
+def struck_sums(accel, m, n, codes, acc, bias, weight, window, table, slot, group):
+    """Final sums of a layer that single faults change, each in an inference of its own.
+
+    m, n    output positions, and output channels of a group
+    codes   (images, h, w, c) what the layer read; acc (images, m * outputs) its sums
+    bias    (outputs,) int64; weight (outputs, k) integers in slot order
+    window  ((channels of a group, width of the output, strides, rows and columns of padding
+            above and left); (k, 3) int64: row, column and channel of each slot in the
+            window, channel -1 for none)
+    table   (f, 10) int64: row f is a fault as of `run`, of the product of its group
+    slot, group  (f,) int64: the inference and the group it strikes
+    Returns (fault, index into m * outputs, sum with the bias) of the sums that differ.
+    """
+    numbers = geometry(accel, m, weight.shape[1], n)
+    return _struck(
+        codes, acc, bias, weight, *window, numbers, _limited(table), widths(accel), slot, group
+    )
+
+
+def _limited(table: np.ndarray) -> np.ndarray:
     """A copy of a fault table whose last cycles leave room for sums."""
     table = np.array(table, np.int64).reshape(-1, 10)
     np.minimum(table[:, T_LAST], _FAR, out=table[:, T_LAST])
@@ -210,27 +233,23 @@ def _mark_pass(numbers, weight, fault, touched, n_tile, m_tile, fold, kernels, p
 
 
 @kernel
-def _relevant(numbers, table, cell, pixel, begin, end, word, mine):
+def _relevant(numbers, table, cell, pixel, begin, end, mine):
     """Write into `mine` the rows of the table that can act on one output; how many.
 
     cell, pixel  of the output in its tile, whose passes are cycles [begin, end)
     """
     count = 0
     for f in range(table.shape[0]):
-        if table[f, T_WORD] >= 0:
-            if table[f, T_WORD] != word:
+        if table[f, T_FIRST] >= end or table[f, T_LAST] < begin:
+            continue
+        component, row = table[f, T_COMPONENT], table[f, T_ROW]
+        if component == WT_PRE or component == DAT_PRE:
+            if cell // numbers[G_HALF] != row // numbers[G_HALF]:
                 continue
-        else:
-            if table[f, T_FIRST] >= end or table[f, T_LAST] < begin:
-                continue
-            component, row = table[f, T_COMPONENT], table[f, T_ROW]
-            if component == WT_PRE or component == DAT_PRE:
-                if cell // numbers[G_HALF] != row // numbers[G_HALF]:
-                    continue
-            elif cell != row:
-                continue
-            if component == ABUF and table[f, T_COL] != pixel:
-                continue
+        elif cell != row:
+            continue
+        if component == ABUF and table[f, T_COL] != pixel:
+            continue
         mine[count] = f
         count += 1
     return count
@@ -309,31 +328,32 @@ def delivered(x, truncate, bits):
 
 
 @kernel
-def walk(a_row, b_col, m, n, numbers, table, bits, mine):
+def walk(a_row, b_col, m, n, numbers, tables, bits, mine):
     """Output (m, n) with all faults, without a bias.
 
     a_row, b_col  (k,) integer operands of the output
-    table         (f, 10) int64, see `run`
+    tables        (f, 10) int64, see `run`: faults of registers and nets, and those of
+                  stored sums, in the order of their words
     bits          (components,) int64 widths
     mine          (f,) int64 scratch
     """
+    table, stored = tables
     cell, pixel = n % numbers[G_ROWS], m % numbers[G_STRIPE]
     cols, folds, acc_bits = numbers[G_COLS], numbers[G_FOLDS], numbers[G_ACC_BITS]
     begin, kernels, _, length = _tile(numbers, n // numbers[G_ROWS], m // numbers[G_STRIPE])
     end = begin + folds * length
-    count = _relevant(numbers, table, cell, pixel, begin, end, m * numbers[G_N] + n, mine)
+    count = _relevant(numbers, table, cell, pixel, begin, end, mine)
     here = (table, bits, mine, count)
+    word = m * numbers[G_N] + n
+    kept = np.searchsorted(stored[:, T_WORD], word)
     top = (np.int64(1) << (acc_bits - 1)) - 1
     acc = np.int64(0)
     for fold in range(folds):
         now = begin + fold * length
-        met, kept = False, False
+        met = False
         for i in range(count):
             f = mine[i]
-            if table[f, T_WORD] >= 0:
-                kept |= table[f, T_FIRST] == fold
-            else:
-                met |= overlap(table[f, T_FIRST], table[f, T_LAST], now, now + length - 1) > 0
+            met |= overlap(table[f, T_FIRST], table[f, T_LAST], now, now + length - 1) > 0
         enters = now + kernels + 1 + pixel
         if met:
             if fold > 0:
@@ -350,25 +370,85 @@ def walk(a_row, b_col, m, n, numbers, table, bits, mine):
         if met:
             acc = _through(acc, POUT, np.int64(-1), enters + 6, enters + 6, here)
             acc = _through(acc, ABUF, pixel, enters + _WRITTEN, now + length - 1, here)
-        if kept:
-            for i in range(count):
-                f = mine[i]
-                if table[f, T_WORD] >= 0 and table[f, T_FIRST] == fold:
-                    acc = apply_mask(acc, table, f, acc_bits, 1)
+        f = kept
+        while f < len(stored) and stored[f, T_WORD] == word:
+            if stored[f, T_FIRST] == fold:
+                acc = apply_mask(acc, stored, f, acc_bits, 1)
+            f += 1
     acc = delivered(acc, numbers[G_TRUNCATE], numbers[G_DELIVERED_BITS])
     at = begin + (folds - 1) * length + kernels + 1 + pixel + 6
     return _through(acc, FOUT, np.int64(-1), at, at, here)
 
 
 @kernel
-def _walk_all(a, weight, d, numbers, table, bits, touched, out):
+def _walk_all(a, weight, d, numbers, tables, bits, touched, out):
     """Overwrite every marked output with its bias, at acc_bits.
 
     a (m, k), weight (n, k), d (m, n), out (m, n) int64; touched (m, n) uint8
     """
-    mine = np.empty(max(1, table.shape[0]), np.int64)
+    mine = np.empty(max(1, tables[0].shape[0]), np.int64)
     for m in range(out.shape[0]):
         for n in range(out.shape[1]):
             if touched[m, n]:
-                value = walk(a[m], weight[n], m, n, numbers, table, bits, mine)
+                value = walk(a[m], weight[n], m, n, numbers, tables, bits, mine)
                 out[m, n] = wrap(value + d[m, n], numbers[G_ACC_BITS])
+
+
+@kernel
+def _operands(codes, geometry, slots, group, position, out):
+    """The window of one output position in slot order; 0 outside the map and for no channel."""
+    channels, out_w, sy, sx, top, left = geometry
+    y0, x0 = position // out_w * sy - top, position % out_w * sx - left
+    h, w, _ = codes.shape
+    for k in range(len(out)):
+        y, x, c = y0 + slots[k, 0], x0 + slots[k, 1], slots[k, 2]
+        out[k] = 0
+        if c >= 0 and 0 <= y < h and 0 <= x < w:
+            out[k] = codes[y, x, group * channels + c]
+
+
+@kernel
+def _longer(values):
+    """The same values at the beginning of an array twice as long."""
+    grown = np.empty(2 * len(values), np.int64)
+    grown[: len(values)] = values
+    return grown
+
+
+@kernel
+def _struck(
+    codes, acc, bias, weight, geometry, slots, numbers, table, bits, slot, group
+):  # fmt: skip
+    """See `struck_sums`."""
+    m_size, n_size, outputs = numbers[G_M], numbers[G_N], len(bias)
+    touched = np.zeros((m_size, n_size), np.uint8)
+    a_row = np.empty(len(slots), np.int64)
+    mine = np.empty(1, np.int64)
+    fault, where, value = (
+        np.empty(1024, np.int64), np.empty(1024, np.int64), np.empty(1024, np.int64)
+    )  # fmt: skip
+    count = 0
+    for f in range(len(table)):
+        one = table[f : f + 1]
+        tables = (one[:0], one) if one[0, T_WORD] >= 0 else (one, one[:0])
+        image, begin = slot[f], group[f] * n_size
+        mark(numbers, weight[begin : begin + n_size], one, touched)
+        for m in range(m_size):
+            loaded = False
+            for n in range(n_size):
+                if not touched[m, n]:
+                    continue
+                touched[m, n] = 0
+                if not loaded:
+                    _operands(codes[image], geometry, slots, group[f], m, a_row)
+                    loaded = True
+                found = walk(a_row, weight[begin + n], m, n, numbers, tables, bits, mine)
+                found = wrap(found + bias[begin + n], numbers[G_ACC_BITS])
+                index = m * outputs + begin + n
+                if found == acc[image, index] + bias[begin + n]:
+                    continue
+                if count == len(fault):
+                    fault, where, value = _longer(fault), _longer(where), _longer(value)
+                fault[count], where[count], value[count] = f, index, found
+                count += 1
+    return fault[:count].copy(), where[:count].copy(), value[:count].copy()

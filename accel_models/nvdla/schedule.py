@@ -97,8 +97,15 @@ def cycles(accel: Accel, m: int, k: int, n: int) -> int:
 
 
 def loops(accel: Accel) -> Loops:
-    """The tiles of a product: those of a pass."""
-    return Loops(stripe(accel), accel.cols, accel.rows, accel.cols)
+    """How a layer is cut up; sums are stored between blocks of channels.
+
+    The convolution buffer keeps what has been fetched, for all stripes and kernels: where a
+    layer's activations do not fit, software cuts it into bands of rows, and each word is
+    fetched for one of them (twice at their edges, which is not counted).
+    """
+    return Loops(
+        None, None, None, accel.cols, weights_once=True, keeps_last=False, block=accel.cols
+    )
 
 
 def plain_limit(accel: Accel) -> int:

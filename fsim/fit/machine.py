@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from fsim.accel_models.accel import Accel, Buffer
+from fsim.accel_models.accel import CHECK, Accel, Buffer
 from fsim.accel_models.schema import check
 from fsim.campaign.results import Results
 from fsim.errors import FsimError, TraceError
@@ -43,15 +41,26 @@ def machine_of(results: Results) -> Accel:
 
 def words_of(accel: Accel, component: Component) -> int:
     """Words of a register or net that the whole machine has at one time."""
-    return math.prod(accel.grid(component))
+    return accel.elements(component)
 
 
 def bits_of(accel: Accel, component: Component) -> int | None:
     """Bits of a component on the machine; None for a memory whose size is not described.
 
-    A memory counts with its whole capacity, both halves of a double buffer.
+    A memory counts with its whole capacity, both halves of a double buffer; check bits are
+    those of all of its words.
     """
     if component.kind != "memory":
         return words_of(accel, component) * component.bits
-    buffer = accel.buffers.get(component.name)
-    return None if buffer is None else int(buffer.kib * KIB_BITS)
+    buffer = accel.buffers.get(data_of(component.name))
+    if buffer is None:
+        return None
+    data = int(buffer.kib * KIB_BITS)
+    if component.name in accel.buffers:
+        return data
+    return -(-data // buffer.word_bits) * buffer.check_bits
+
+
+def data_of(memory: str) -> str:
+    """The memory whose words a memory's bits belong to: of check bits the one they check."""
+    return memory.removesuffix(CHECK)
