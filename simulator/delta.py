@@ -77,6 +77,8 @@ class Delta:
 
         if clean_hooks(placement) is not None:
             raise MappingError("adders that saturate are not carried as differences")
+        if placement.accel.kind.layers:
+            raise MappingError("products that lose low bits are not carried as differences")
         self.placement, self.tables = placement, Tables(placement.program, vnni.supported())
         program, tables = placement.program, self.tables
         # Codes of the last operation are its sums.

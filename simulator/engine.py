@@ -9,7 +9,8 @@ that is exact:
 * everything else - registers, nets, control, weights that are fetched more than
   once, adders that saturate - is done image by image on the lowered product:
   replay where every component has it, the tile simulation otherwise, or the
-  cycle-level reference when asked for.
+  cycle-level reference when asked for; on a machine that runs whole layers, by the
+  passes that they touch (`layers.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fsim.accel_models.families import has_tile
 from fsim.errors import FaultError
 from fsim.types import LEVEL, fault_table
 
-from . import lower, updates
+from . import layers, lower, updates
 from .batch import Batch, no_faults
 from .gemm import clean, overflow_free
 from .kernels import memory
@@ -89,6 +90,8 @@ class FaultHooks:
 
     def accumulated(self, op: ArrayOp, inputs, acc):
         """Final sums that differ from plain arithmetic on the codes that were read."""
+        if self.placement.accel.kind.layers:
+            return self._in_layer(op, inputs, acc)
         walked = self._walked(op, len(inputs[0]))
         found = []
         if not walked.all() and not isinstance(op, MatMul):
@@ -117,6 +120,24 @@ class FaultHooks:
                 )
         if len(found) < 2:
             return found[0] if found else None
+        return tuple(np.concatenate(parts) for parts in zip(*found))
+
+    def _in_layer(self, op: ArrayOp, inputs, acc):
+        """Final sums that differ, on a machine that runs whole layers."""
+        index = self.batch.of(op.index, 0, self.psums)
+        index = index[self.batch.rows["component"][index] != self.acts]
+        index = np.concatenate([index, self._tile_fetches(op)])
+        if not len(index):
+            return None
+        slots, found = self.batch.slot[index], []
+        every = (slots < 0).any()
+        for slot in range(len(inputs[0])) if every else np.unique(slots):
+            rows = self.batch.rows[index[(slots == slot) | (slots < 0)]]
+            where, value = layers.changed_sums(
+                self.placement, op, [codes[slot] for codes in inputs], acc[slot], rows,
+                self.backend,
+            )  # fmt: skip
+            found.append((where + slot * acc[slot].size, value))
         return tuple(np.concatenate(parts) for parts in zip(*found))
 
     def _tile_fetches(self, op: ArrayOp) -> np.ndarray:
@@ -153,7 +174,8 @@ class FaultHooks:
         """Whether the machine's arithmetic is plain integer arithmetic for any codes."""
         accel = self.placement.accel
         limit = accel.plain_limit()
-        if limit is None:
+        # A program for a machine of layers has its truncated products.
+        if limit is None or accel.kind.layers:
             return True
         low = self.placement.lowered[op.index]
         sources = [self.placement.program.ops[i] for i in op.inputs]

@@ -145,7 +145,7 @@ def _describe(placement: Placement, row) -> dict:
         "what": component.about,
         "bits": bits,
     }
-    if int(row["word"]) >= 0:
+    if component.kind == "memory":
         word, residency = int(row["word"]), int(row["first"])
         text["word"] = word
         text["place"] = word_place(placement, component.name, layer, word, residency)
@@ -153,6 +153,8 @@ def _describe(placement: Placement, row) -> dict:
         text["residency"] = f"{residency} to the end" if lasting else residency
     else:
         text["row"], text["col"] = int(row["row"]), int(row["col"])
+        if int(row["word"]) >= 0:
+            text["word"] = int(row["word"])
         first, last = int(row["first"]), int(row["last"])
         text["effect"] = EFFECTS[int(row["effect"])]
         text["cycles"] = f"{first} to {'the end' if last == FOREVER else last}"

@@ -187,6 +187,11 @@ def plain_limit(accel: Accel) -> int:
     return -1
 
 
+def loops(accel: Accel) -> Loops:
+    """Of no layer in particular: whole axes; see `layer_loops`."""
+    return Loops(None, None, None, None)
+
+
 def layer_cycles(accel: Accel, low) -> int:
     """Cycles of one image's layer: its passes one after another."""
     from .mapping import place

@@ -45,6 +45,8 @@ class GoldenCache:
             each = max(memory_of(placement, 1), 1)
             if clean_hooks(placement) is not None:
                 raise MappingError("adders that saturate are not carried as differences")
+            if placement.accel.kind.layers:
+                raise MappingError("products that lose low bits are not carried as differences")
             self.refusal = None
         except MappingError as error:
             each, self.refusal = max(suffix.memory_of(placement), 1), str(error)
