@@ -74,7 +74,8 @@ def _summary(machine) -> dict:
     "shape",
     type=ShapeType,
     metavar="M,K,N",
-    help="Also print the cycles of the product (M x K)(K x N).",
+    help="Also print the cycles of the product (M x K)(K x N), for systolic arrays beside "
+    "those that SCALE-Sim counts.",
 )
 @click.option(
     "--yaml", "as_yaml", is_flag=True, help="Print the description as a .yaml file to edit."
@@ -91,6 +92,8 @@ def show(name, settings, dataflow, shape, as_yaml, as_json):
     """
     if as_yaml and (as_json or shape):
         raise ConfigError("--yaml must be given without --json and --gemm")
+    from fsim.accel_models.scalesim import scalesim_cycles
+
     machine = load_accel_option(name, settings, dataflow)
     if as_yaml:
         from fsim.accel_models.load import description_yaml, load_description
@@ -101,10 +104,14 @@ def show(name, settings, dataflow, shape, as_yaml, as_json):
         return
     components = [_component(machine, component) for component in machine.components]
     cycles = machine.schedule.cycles(machine, *shape) if shape else None
+    counted = scalesim_cycles(machine, *shape) if shape else None
     if as_json:
         value = _summary(machine) | {"components": components, "sources": machine.sources}
         if shape:
-            value["gemm"] = dict(zip("mkn", shape)) | {"cycles": cycles}
+            value["gemm"] = dict(zip("mkn", shape)) | {
+                "cycles": cycles,
+                "scalesim_cycles": counted,
+            }
         print_json(value)
         return
     click.echo(
@@ -146,6 +153,8 @@ def show(name, settings, dataflow, shape, as_yaml, as_json):
     )
     if shape:
         click.echo(f"\ncycles of ({shape[0]} x {shape[1]})({shape[1]} x {shape[2]}): {cycles}")
+        if counted is not None:
+            click.echo(f"as SCALE-Sim counts a plain {machine.dataflow} array: {counted}")
     if machine.sources:
         click.echo("\nWhere the numbers come from:")
         click.echo(pairs((f"  {key}", source) for key, source in machine.sources.items()))
