@@ -35,6 +35,9 @@ CAMPAIGNS = {
     "other": "--fault flip --trials 50 --images 10 --set buffers.acts.kib=128",
     "confident": "--fault flip --trials 50 --images 10 --confidence 0.9",
     "top5": "--fault mbu --trials 50 --images 10 --critical top5",
+    "ecc": "--fault flip --trials 600 --images 10 --set buffers.weights.protection=secded "
+    "--set buffers.acts.protection=parity",
+    "events": "--fault mcu,shapes=2x2 --trials 5 --images 5",
     "stuck": "--fault stuck1 --trials 12 --images 10 --layers conv1,fc --seed 1",
     "counted": "--flips 1-3 --trials 30 --images 10",
     "chips": "--chips 2 --ber 1e-3 --images 10",
@@ -308,6 +311,28 @@ def test_a_memory_holds_no_more_than_it_has():
     assert 0 < small["acts"] < 1 and 0 < small["weights"] <= 1
 
 
+def test_check_bits_are_bits_like_others(fsim, file):
+    """8 check bits for 64 (SECDED), 1 for 64 (parity): 65,536 and 8,192 of 524,288.
+
+    Single flips of words with SECDED are corrected; with parity they are detected, which is a
+    failure only where the user says so.
+    """
+    options = ("--fit-per-mbit", 600, "--occupancy", "weights=0.25", "--failure")
+    found = {
+        one["component"]: one for one in said(fsim, file("ecc"), *options, "any")["components"]
+    }
+    silent = {
+        one["component"]: one for one in said(fsim, file("ecc"), *options, "sdc")["components"]
+    }
+    assert found["weights_check"]["bits"] == 65_536 and found["acts_check"]["bits"] == 8_192
+    assert found["weights"]["bits"] == 524_288
+    assert found["weights_check"]["factors"]["occupancy"] == 0.25
+    assert found["acts_check"]["factors"]["occupancy"] == 1
+    assert found["weights"]["failing"]["failures"] == 0 < found["weights"]["failing"]["trials"]
+    assert silent["acts"]["failing"]["failures"] == 0
+    assert found["acts"]["failing"]["failures"] == found["acts"]["failing"]["trials"] > 0
+
+
 def test_the_two_kinds_of_one_register_stand_beside_each_other(fsim, file):
     found = said(fsim, file("seu"), file("mbu"), "--fit-per-mbit", 600, "--rate", "psum/mbu=20")
     raw = {one["component"]: one["raw_fit"] for one in found["components"]}
@@ -364,6 +389,7 @@ def test_a_cross_section_is_a_rate(fsim, file):
     [
         (["counted"], "--fit-per-mbit 1", "must hold single faults, got sets of flips"),
         (["chips"], "--fit-per-mbit 1", "got chips: how often a chip is bad is a yield"),
+        (["events"], "--fit-per-mbit 1", "got events of a fault model (mcu)"),
         (["intermittent"], "--fit-per-mbit 1", "got intermittent: its events have no rate"),
         (["part"], "--fit-per-mbit 1", "must be a whole campaign, got a part"),
         (["seu"], "", "a raw rate must be stated for ifmap, a register"),

@@ -69,9 +69,16 @@ class Assumed:
             f"--rate {component}=FIT_PER_MBIT{all_}"
         )
 
-    def live(self, memory: str) -> float:
-        """Occupancy of a memory."""
-        return self.occupancy.get(memory, self.scheduled.get(memory, 1.0))
+    def live(self, memory: str, data: str) -> float:
+        """Occupancy of a memory; check bits have that of the memory `data`, unless stated."""
+        for given, name in (
+            (self.occupancy, memory),
+            (self.occupancy, data),
+            (self.scheduled, data),
+        ):
+            if name in given:
+                return given[name]
+        return 1.0
 
     def check_names(self, components: Iterable[str], lines: Iterable[tuple[str, str]]) -> None:
         """ConfigError for a name that is no component of the machine or of no campaign.

@@ -29,7 +29,7 @@ from fsim.simulator.statistics import Outcome
 
 from .assumed import Assumed
 from .lines import Budget, Layer, Line
-from .machine import bits_of, machine_of, words_of
+from .machine import bits_of, data_of, machine_of, words_of
 from .terms import Counts, Term
 
 FAILURES = {
@@ -122,6 +122,11 @@ def _check(results: Results) -> None:
             f"{path} must hold single faults, got chips: how often a chip is bad is a yield "
             "(fsim chips), not a rate in time"
         )
+    if results.kind == "events":
+        raise ConfigError(
+            f"{path} must hold faults that were drawn from a known population, got events of a "
+            f"fault model ({kind})"
+        )
     if results.kind == "list":
         raise ConfigError(
             f"{path} must hold faults that were drawn from a known population, got a list"
@@ -177,7 +182,7 @@ def _lines(results: Results, accel: Accel, assumed: Assumed, failure: str) -> li
             )
         factors = {} if kind in LASTING else {"duty": assumed.duty}
         if component.kind == "memory":
-            factors["occupancy"] = assumed.live(name)
+            factors["occupancy"] = assumed.live(name, data_of(name))
         raw = assumed.fit_per_bit(name, kind, component.kind) * bits
         found.append(
             Line(_label(name, kind), component.kind, bits, raw, {**factors, **assumed.derate},
@@ -239,9 +244,10 @@ def _notes(campaigns, accel: Accel, assumed: Assumed, lines: Sequence[Line]) -> 
             f"conditional on {', '.join(layers)}: rates hold while only the chosen layers run or "
             "are struck, not for the network"
         )
-    memories = [line.component for line in lines
-                if line.group == "memory" and line.component not in assumed.occupancy]  # fmt: skip
-    full = [name for name in memories if name not in assumed.scheduled]
+    stated = set(assumed.occupancy)
+    memories = [line.component for line in lines if line.group == "memory"]
+    memories = [name for name in memories if not {name, data_of(name)} & stated]
+    full = [name for name in memories if data_of(name) not in assumed.scheduled]
     if full:
         found.append(
             f"occupancy of {', '.join(full)} is taken as 1, every bit live all the time: an upper "
