@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import click
@@ -172,7 +171,7 @@ def _component(machine, component) -> dict:
     if component.kind == "memory":
         count = int(machine.buffers[component.name].kib * 8192) // component.bits
     else:
-        count = math.prod(machine.grid(component))
+        count = machine.elements(component)
     return {**dataclasses.asdict(component), "count": count}
 
 
