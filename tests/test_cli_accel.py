@@ -62,6 +62,7 @@ def test_show_gives_the_cycles_of_a_product(fsim, dataflow, cycles):
         "k": 576,
         "n": 32,
         "cycles": cycles,
+        "scalesim_cycles": cycles,
     }
     assert f"(64 x 576)(576 x 32): {cycles}\n" in fsim(*arguments).stdout
 
