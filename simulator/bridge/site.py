@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fsim.accel_models.accel import Accel
+from fsim.errors import MappingError
 
 from .. import ops
 from ..batch import Batch
@@ -171,6 +172,11 @@ def matmul_site(number, name, accel: Accel, shape, other, signed) -> ArraySite:
 
 
 def _common(name, shape, outputs, accel: Accel) -> dict:
+    if accel.kind.layers:
+        raise MappingError(
+            f"training on the array needs whole products, and those of {accel.name} lose low "
+            f"bits in places that calibration sets ({name})"
+        )
     lo, hi = ops.code_range(accel.operand_bits, True)
     return dict(
         index=1, name=name, inputs=(0,), shape=tuple(shape), bits=accel.operand_bits,
