@@ -12,6 +12,27 @@ RULES = {
 }
 
 
+def protections(accel: dict) -> dict[str, str]:
+    """Memory -> protection, of a machine as tasks hold it; those without are left out."""
+    found = {name: buffer.get("protection", "none") for name, buffer in accel["buffers"].items()}
+    return {name: kind for name, kind in found.items() if kind != "none"}
+
+
+def protected_outcomes(accel: dict) -> tuple[str, ...]:
+    """Outcomes that only protected memories have: "corrected" and "due", as far as they can."""
+    kinds = protections(accel).values()
+    return ("corrected",) * ("secded" in kinds) + ("due",) * bool(kinds)
+
+
+def protection_text(accel: dict) -> str:
+    """The protected memories in words, with the data bits of their memory words."""
+    buffers = accel["buffers"]
+    return ", ".join(
+        f"{name} {kind} ({buffers[name]['word_bits']} data bits)"
+        for name, kind in protections(accel).items()
+    )
+
+
 def faults_text(faults: dict) -> str:
     """The faults of a task in words."""
     kind = faults["kind"]

@@ -62,7 +62,7 @@ def quick_curve(
     """
     largest = max(model.acts, model.weights, model.psums)
     shares = {name: getattr(model, name) / largest for name in ("acts", "weights", "psums")}
-    exposed = sum(shares[block.component] * block.exposed_bits for block in space.blocks)
+    exposed = sum(shares[block.memory] * block.exposed_bits for block in space.blocks)
     images = len(golden.images)
     points: dict[float, list[float]] = {}
 

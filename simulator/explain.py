@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from fsim.accel_models.accel import CHECK
 from fsim.types import EFFECTS, FOREVER
 
 from . import program as P
 from .batch import Batch
 from .engine import FaultHooks, clean_hooks
+from .protection import read_rows
 from .sites import Placement
 from .statistics import OUTCOME_NAMES, classify, top1
 
@@ -29,6 +31,7 @@ class _Watch(FaultHooks):
 def explain_rows(placement: Placement, image: np.ndarray, rows: np.ndarray) -> dict:
     """JSON-ready account of FAULT rows striking one image (c, h, w) float32.
 
+    read: what leaves the decoders, where a memory is protected; else None
     layers: for each operation that stores codes or runs on the array, the sums that
     the fault itself changed in it, and the codes that differ from the clean run
     """
@@ -37,7 +40,9 @@ def explain_rows(placement: Placement, image: np.ndarray, rows: np.ndarray) -> d
     images = image[None]
     clean = P.run(program, images, keep=keep, hooks=clean_hooks(placement))
     rows = rows.copy()
-    watch = _Watch(placement, Batch(rows, np.zeros(len(rows), np.int64)))
+    found = read_rows(placement, rows, np.zeros(len(rows), np.int64))
+    read, repaired, detected = found.rows, len(found.repaired) > 0, len(found.detected) > 0
+    watch = _Watch(placement, Batch(read, np.zeros(len(read), np.int64)))
     faulty = P.run(program, images, keep=keep, hooks=watch)
     layers = []
     for op in program.ops:
@@ -70,9 +75,13 @@ def explain_rows(placement: Placement, image: np.ndarray, rows: np.ndarray) -> d
             }
         )
     golden_class, faulty_class = int(top1(clean.logits)[0]), int(top1(faulty.logits)[0])
-    outcome = classify(clean.acc, faulty.acc, top1(clean.logits), top1(faulty.logits))
+    outcome = classify(
+        clean.acc, faulty.acc, top1(clean.logits), top1(faulty.logits), corrected=repaired,
+        detected=detected,
+    )  # fmt: skip
     return {
         "faults": [_describe(placement, row) for row in rows],
+        "read": [_describe(placement, row) for row in read] if accel.protected else None,
         "layers": layers,
         "clean_logits": [float(x) for x in clean.logits[0]],
         "faulty_logits": [float(x) for x in faulty.logits[0]],
@@ -104,6 +113,8 @@ def bits_struck(row, bits: int) -> str:
 def word_place(placement: Placement, component: str, layer: int, word: int, residency: int) -> str:
     """Where in its tensor a memory word lies, by the addresses of `lower.py`."""
     op = placement.program.ops[layer]
+    if component.endswith(CHECK):
+        return f"check bits of memory word {word}"
     if component == "weights":
         return _coordinates(op.weight.shape, ("output", "input", "kernel y", "kernel x"), word)
     tensor = op

@@ -534,7 +534,10 @@ def select(
     layers: Iterable[str] | None = None,
     components: Iterable[str] | None = None,
 ) -> SiteSpace:
-    """The sites in some layers and components only; None means all of them."""
+    """The sites in some layers and components only; None means all of them.
+
+    The name of a memory stands for its check bits too.
+    """
     wanted = None if layers is None else {find_layer(placement.program, name) for name in layers}
     known = [component.name for component in placement.accel.components]
     for name in components or ():
@@ -546,6 +549,7 @@ def select(
                 f"({placement.accel.dataflow}), got {name!r}{hint}"
             )
     names = set(known if components is None else components)
+    names |= {name + CHECK for name in names & set(placement.accel.protected)}
     return SiteSpace(
         placement,
         tuple(

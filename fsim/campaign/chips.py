@@ -8,6 +8,7 @@ import numpy as np
 
 from fsim.errors import ConfigError
 from fsim.simulator.chips import chips_for_quantile, quantile_interval, yield_interval
+from fsim.simulator.statistics import Outcome
 
 from .results import Results
 from .summary import interval_json
@@ -21,7 +22,8 @@ def chips(results: Results, bound: float | None = None, *, quantile: float = QUA
     bound     accuracy in [0, 1] that a good chip reaches; None: no yield
     quantile  in (0, 1)
 
-    Returns JSON values. A limit of the quantile that so few chips do not give is None;
+    Returns JSON values; "due" is the share of inferences in which an error was detected, whose
+    answers count as they are. A limit of the quantile that so few chips do not give is None;
     "chips_needed" says how many do.
     """
     if results.kind != "chips" and not (results.kind == "single" and results.images > 1):
@@ -45,6 +47,7 @@ def chips(results: Results, bound: float | None = None, *, quantile: float = QUA
     found = {
         "file": str(results.path), "chips": len(accuracy), "images": results.images,
         "clean": results.clean_accuracy, "accuracy": accuracy.tolist(),
+        "due": float((table["outcome"] == Outcome.DUE).mean()),
         "mean": float(accuracy.mean()), "median": float(np.median(accuracy)),
         "worst": float(accuracy.min()), "quantile": {"q": quantile, **low},
         "chips_needed": chips_for_quantile(quantile, confidence=confidence), "yield": None,

@@ -159,7 +159,8 @@ def cite(results: Results) -> str:
     if results.kind != "flips":
         share = results.share(rule.metric)
         name = {"sdc_critical": "changed the predicted class", "sdc": "changed the output",
-                "masked": "had no effect", "sdc_benign": "changed the output but not the class"}
+                "masked": "had no effect", "sdc_benign": "changed the output but not the class",
+                "corrected": "were corrected", "due": "had a detected error"}
         text += (
             f"Of the faulty inferences {100 * share.estimate:.3g} % "
             f"{name.get(rule.metric, rule.metric)} ({100 * rule.confidence:g} % interval "

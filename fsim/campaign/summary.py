@@ -6,11 +6,17 @@ import math
 
 from fsim.simulator.criteria import DEFAULT
 from fsim.simulator.statistics import Interval, clopper_pearson
+from fsim.words import protected_outcomes, protections
 
 from .results import Results
 
 SHOWN = ("masked", "sdc_benign", "sdc_critical", "sdc")
 """Metrics that every campaign has."""
+
+
+def shown(accel: dict) -> tuple[str, ...]:
+    """Metrics that campaigns on a machine, as tasks hold it, have."""
+    return (*SHOWN, *protected_outcomes(accel))
 
 
 def _known(value: float) -> float | None:
@@ -43,6 +49,7 @@ def summary(results: Results) -> dict:
         "accel": task["accel"]["name"],
         "dataflow": task["accel"]["dataflow"],
         "array": [task["accel"]["rows"], task["accel"]["cols"]],
+        "protection": protections(task["accel"]),
         "faults": task["faults"],
         "select": task["select"],
         "design": stated["design"],
@@ -65,8 +72,8 @@ def summary(results: Results) -> dict:
     if results.kind == "flips":
         found["flips"] = flips_json(results)
         return found
-    found["outcomes"] = {name: interval_json(results.share(name)) for name in SHOWN}
-    for name in SHOWN:
+    found["outcomes"] = {name: interval_json(results.share(name)) for name in shown(task["accel"])}
+    for name in found["outcomes"]:
         found["outcomes"][name]["count"] = int(results.tally.of(name).sum())
     if results.kind == "single":
         found["by_component"] = [group_json(row) for row in results.groups(("component",))]
@@ -82,7 +89,7 @@ def flips_json(results: Results) -> list[dict]:
     for number, flips in enumerate(results.stated["flips"]):
         n = int(results.tally.trials[number])
         row = {"flips": flips, "trials": n}
-        for name in SHOWN:
+        for name in shown(results.task["accel"]):
             k = int(results.tally.of(name)[number])
             row[name] = interval_json(clopper_pearson(k, n, confidence=confidence))
         rows.append(row)

@@ -164,7 +164,7 @@ def _check_size(space, described: dict, images: int) -> None:
     if described["kind"] == "stuck-cells":
         flips, images = described["p"] * StuckCells(described["p"]).cells(space), 1
     elif described["kind"] == "ber":
-        flips = sum(described[block.component] * block.exposed_bits for block in space.blocks)
+        flips = sum(described[block.memory] * block.exposed_bits for block in space.blocks)
     else:
         flips = described["rate"] * sum(site.sites for site in space.registers)
     need, limit = flips * images * BYTES_A_FAULT, memory_limit()

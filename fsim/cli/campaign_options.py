@@ -17,7 +17,7 @@ MAX_TRIALS = 10_000_000
 LISTS = ("sites", "layers", "stratify", "flips")
 """Options whose value in a file may be a list."""
 KINDS = ("flip", "seu", "mbu", "transient", "intermittent", "stuck0", "stuck1")
-METRICS = ("masked", "sdc", "sdc_benign", "sdc_critical")
+METRICS = ("masked", "corrected", "sdc", "sdc_benign", "sdc_critical", "due")
 
 
 def _loader():

@@ -112,6 +112,9 @@ def campaign_text(found: dict) -> str:
         pairs([
             ("network", f"{found['model']}, {found['images']} images"),
             ("accelerator", f"{found['accel']} ({found['dataflow']}), {rows} x {cols} PEs"),
+            *([("protection", ", ".join(f"{name} {kind}" for name, kind in
+                                        found["protection"].items()))]
+              if found["protection"] else []),
             ("faults", faults_text(found["faults"])),
             *_population(found),
             *_critical(found),
@@ -199,8 +202,10 @@ def compare_text(found: dict) -> str:
     rows = [
         ("compared with", found["other"]),
         ("metric", found["metric"]),
-        ("this, that", f"{percent(found['this']['estimate'])}, "
-                       f"{percent(found['that']['estimate'])}"),
+        (
+            "this, that",
+            f"{percent(found['this']['estimate'])}, {percent(found['that']['estimate'])}",
+        ),
     ]
     difference = found["difference"]
     rows.append(

@@ -44,6 +44,9 @@ def chips(file, bound, quantile, as_json):
     ]  # fmt: skip
     if None in (low["low"], low["high"]):
         rows.append(("", f"{found['chips_needed']} chips give it both limits"))
+    if found["due"]:
+        rows.append(("detected (DUE)", f"{percent(found['due'], 2)} of inferences, their answers "
+                                       "counted as they are"))  # fmt: skip
     if found["yield"]:
         good = found["yield"]
         share = f"{percent(good['estimate'], 2)} of chips ({interval_text(good, 2)})"

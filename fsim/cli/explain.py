@@ -47,6 +47,10 @@ def explain(trace, model, event, trial, image, as_json):
         return
     for fault in found["faults"]:
         click.echo(pairs([(name.replace("_", " "), value) for name, value in fault.items()]))
+    if found["read"] is not None:
+        wrong = [f"word {r['word']} of {r['component']}, {r['struck']}" for r in found["read"]
+                 if "word" in r]  # fmt: skip
+        click.echo(f"read        {'; '.join(wrong) or 'no wrong word'}")
     click.echo()
     click.echo(table(
         ["layer", "operation", "sums changed", "codes changed", "of", "largest code change"],

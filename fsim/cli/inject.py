@@ -264,7 +264,7 @@ def _check_sites(space, chosen, described) -> None:
 
     if described["kind"] == "ber":
         struck = [name for name in MEMORIES if described[name]]
-        if struck and not any(b.exposed_bits for b in space.blocks if b.component in struck):
+        if struck and not any(b.exposed_bits for b in space.blocks if b.memory in struck):
             raise ConfigError(
                 f"--ber needs words of {' or '.join(struck)} among the chosen sites and layers, "
                 "got none"

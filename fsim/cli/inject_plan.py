@@ -77,7 +77,8 @@ def make_plan(session, space, chosen, described, trials) -> dict:
     if described["kind"] == "ber":
         hw_batch = described["hw_batch"] or images
         writes = {"weights": -(-images // hw_batch), "acts": images, "psums": images}
-        flips = sum(described[name] * bits * writes[name] for name, bits in exposed.items())
+        of = {block.component: block.memory for block in space.blocks}
+        flips = sum(described[of[n]] * bits * writes[of[n]] for n, bits in exposed.items())
     elif described["kind"] == "seu-rate":
         kinds = [component.kind for component in session.placement.accel.components]
         bits = sum(s.sites for s in space.registers if kinds[s.component] == "register")

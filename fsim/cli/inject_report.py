@@ -6,12 +6,17 @@ import io
 from collections import Counter
 
 from fsim.cli.tables import pairs, table
-from fsim.words import describe_faults
+from fsim.words import describe_faults, protected_outcomes, protection_text, protections
 
 MEMORIES = ("acts", "weights", "psums")
 
 POSSIBLE = ("masked", "sdc_benign", "sdc_critical")
 """Outcomes of a machine without error correction, detection or watchdog."""
+
+
+def possible(accel: dict) -> tuple[str, ...]:
+    """Outcomes that a machine, as tasks hold it, can have."""
+    return (*POSSIBLE, *protected_outcomes(accel))
 
 
 def _interval(interval) -> dict:
@@ -29,6 +34,7 @@ def make_report(session, chosen, described, task, plan, golden, outcomes, accura
     order = sorted(outcomes)
     summary = summarise(np.stack([outcomes[t] for t in order]), unit=chosen.unit)
     accuracies = np.array([accuracy[t] for t in order])
+    accel = task["accel"]
     return {
         "model": task["model"],
         "accel": session.placement.accel.name,
@@ -41,7 +47,8 @@ def make_report(session, chosen, described, task, plan, golden, outcomes, accura
         "accuracy": {"clean": golden.accuracy, "faulty_mean": float(accuracies.mean()),
                      "faulty_min": float(accuracies.min()),
                      "faulty_max": float(accuracies.max())},
-        "outcomes": {name: _outcome(name, summary.counts[name], share)
+        "protection": protections(accel),
+        "outcomes": {name: _outcome(summary.counts[name], share, name in possible(accel))
                      for name, share in summary.shares.items()},
         "faults_by": [{"component": c, "layer": x, "faults": k}
                       for (c, x), k in sorted(struck.faults.items())],
@@ -51,8 +58,8 @@ def make_report(session, chosen, described, task, plan, golden, outcomes, accura
     }  # fmt: skip
 
 
-def _outcome(name: str, count: int, share) -> dict:
-    if name in POSSIBLE:
+def _outcome(count: int, share, can_occur: bool) -> dict:
+    if can_occur or count:
         return {"count": count, **_interval(share)}
     return {"count": count, "estimate": 0.0, "low": 0.0, "high": 0.0,
             "method": "cannot occur: nothing corrects, detects or watches"}  # fmt: skip
@@ -180,6 +187,8 @@ def add_curve(
 def report_text(report: dict, session) -> str:
     """The report for people."""
     accuracy, plan = report["accuracy"], report["plan"]
+    accel = session.identity["accel"]
+    shown = possible(accel)
     rows, cols = report["array"]
     lines = [
         pairs([
@@ -188,6 +197,7 @@ def report_text(report: dict, session) -> str:
             ("accelerator", f"{report['accel']} ({report['dataflow']}), {rows} x {cols} PEs, "
                             f"{plan['cycles_per_image']:,} cycles an image"),
             ("faults", describe_faults(report["faults"])),
+            *([("protection", protection_text(accel))] if report["protection"] else []),
             *_exposed(report),
             ("trials", f"{plan['trials']} in {report['seconds']['trials']:.1f} s, "
                        f"{plan['expected_faults_per_trial']:.6g} faults expected in each"),
@@ -201,7 +211,7 @@ def report_text(report: dict, session) -> str:
             ["outcome", "count", "share", "95 % interval"],
             [[name.replace("_", "-"), o["count"], f"{100 * o['estimate']:.3f} %",
               f"{100 * o['low']:.3f} .. {100 * o['high']:.3f} %"]
-             for name, o in report["outcomes"].items() if name in POSSIBLE],
+             for name, o in report["outcomes"].items() if name in shown or o["count"]],
             right=["count", "share"],
         ),
         "",
@@ -215,9 +225,12 @@ def report_text(report: dict, session) -> str:
             f"P(critical | a flip)       {100 * hit['estimate']:.3f} % "
             f"({100 * hit['low']:.3f} .. {100 * hit['high']:.3f} %, {hit['flips']} flips)",
             "accuracy falls by a point  "
-            + (f"at a bit error rate of about {at:.2g} ({_limit(curve['low'])} .. "
-               f"{_limit(curve['high'])})" if at
-               else f"nowhere up to a rate of {curve['ber'][-1]:.2g}"),
+            + (
+                f"at a bit error rate of about {at:.2g} ({_limit(curve['low'])} .. "
+                f"{_limit(curve['high'])})"
+                if at
+                else f"nowhere up to a rate of {curve['ber'][-1]:.2g}"
+            ),
         ]
         if "picture" in curve:
             lines.append(f"curve                      {curve['picture']}")
@@ -233,7 +246,8 @@ def _exposed(report: dict) -> list[tuple[str, str]]:
     """What the faults choose from, as a line of the report."""
     plan, faults = report["plan"], report["faults"]
     if faults["kind"] == "ber":
-        bits = {n: b for n, b in plan["exposed_bits_per_image"].items() if faults[n]}
+        exposed = plan["exposed_bits_per_image"].items()
+        bits = {n: b for n, b in exposed if faults[n.removesuffix("_check")]}
         text = ", ".join(f"{name} {count:,}" for name, count in bits.items())
         return [("exposed bits", f"{text} an image")] if text else []
     if faults["kind"] == "stuck-cells":

@@ -125,12 +125,12 @@ def _title(campaigns) -> str:
 
 
 def _outcomes(results: Results) -> list[dict] | None:
-    """Counts and shares of outcomes; corrected ones count as masked, "sdc" is both SDCs."""
+    """Counts and shares of outcomes; "sdc" is both SDCs."""
     if results.kind == "flips":
         return None
     total = int(results.tally.counts.sum())
     rows = []
-    for name in ("masked", "sdc_benign", "sdc_critical", "due", "hang", "sdc"):
+    for name in ("masked", "corrected", "sdc_benign", "sdc_critical", "due", "hang", "sdc"):
         count = int(results.tally.of(name).sum())
         if count or name in ("masked", "sdc_benign", "sdc_critical", "sdc"):
             share = interval_json(results.share(name))

@@ -19,7 +19,9 @@ def headline(numbers: dict) -> Html:
     weighted = ", weighted" if strata > 1 else ""
     if numbers["outcomes"]:
         by = {row["outcome"]: row for row in numbers["outcomes"]}
-        for name in ("sdc_critical", "sdc_benign", "masked"):
+        for name in ("sdc_critical", "sdc_benign", "due", "hang", "corrected", "masked"):
+            if name not in by:
+                continue
             row = by[name]
             seen = f"{count(row['count'])} of {count(row['of'])}{weighted}"
             cards.append(
