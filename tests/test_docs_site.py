@@ -32,7 +32,7 @@ from docs_tools.shell import Shell
 from fsim.cli import main
 
 RUN = (
-    "index.md", "tutorial.md", "campaigns.md", "semantics.md", "how-we-know.md",
+    "index.md", "tutorial.md", "campaigns.md", "semantics.md", "how-we-know.md", "cycles.md",
     "how-to/my-model.md", "how-to/my-accelerator.md", "how-to/my-rtl-vectors.md",
     "how-to/my-fault-model.md", "how-to/cluster.md", "how-to/fit.md", "rates.md",
     "reference/python.md",
