@@ -99,7 +99,11 @@ def test_what_is_known_has_no_width():
 def test_a_component_that_no_trial_met_counts_as_anything():
     found = total([Term(10.0, counted(5, 100)), Term(3.0, counted(0, 0))])
     alone = total([Term(10.0, counted(5, 100))])
-    assert math.isnan(found.estimate)
+    assert found.estimate == pytest.approx(13 * 0.05)  # like the mean of the others
+    mostly = total([Term(10.0, counted(5, 100)), Term(30.0, counted(0, 0))])
+    assert math.isnan(mostly.estimate) and mostly.high >= 30
+    looked = total([Term(10.0, counted(5, 100, looked=True)), Term(3.0, counted(0, 0))])
+    assert looked.estimate == pytest.approx(13 * 0.05)
     assert found.low <= alone.low and found.high >= 3.0 + alone.estimate
 
 

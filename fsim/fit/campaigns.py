@@ -265,6 +265,12 @@ def _notes(campaigns, accel: Accel, assumed: Assumed, lines: Sequence[Line]) -> 
         )
     if len({r.task["images"] for r in campaigns}) > 1:
         found.append("campaigns have different numbers of images: their populations differ")
+    unmet = [line.component for line in lines if line.failing.total[1] == 0]
+    if unmet:
+        found.append(
+            f"no trial met {', '.join(unmet)}: in estimates of sums they fail like the mean of the "
+            "rest, in limits like anything"
+        )
     struck = {name for r in campaigns for name in _components(r)}
     left = [c.name for c in accel.components if c.name not in struck and c.kind != "net"]
     if left:

@@ -52,6 +52,9 @@ def safety(budget: Budget, mechanisms: Sequence[Mechanism], *, lifetime: float) 
     """The safety table; ConfigError for mechanisms of components that the budget has not."""
     confidence = budget.confidence
     guesses = [budget.failing(line).estimate for line in budget.lines]
+    # Where no trial told, the mean of the others, as in the estimate of a total.
+    mean = budget.probability([line.term for line in budget.lines]).estimate
+    guesses = [mean if math.isnan(guess) else guess for guess in guesses]
 
     def elements(probabilities) -> list[Element]:
         return [

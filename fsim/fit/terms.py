@@ -138,7 +138,10 @@ def scaled(found: Interval, by: float) -> Interval:
 
 
 def total(terms: Sequence[Term], confidence: float = 0.95) -> Interval:
-    """Interval of the sum of terms, in FIT. NaN as its estimate if a term has no trial.
+    """Interval of the sum of terms, in FIT.
+
+    In the estimate a term without any trial fails like the mean of those that have some, if
+    those are at least half of the rate; else the estimate is NaN. The limits know nothing of it.
 
     ConfigError for a negative or infinite rate.
     """
@@ -169,9 +172,18 @@ def _of_strata(terms: Sequence[Term], confidence: float) -> Interval:
     trials = np.concatenate([term.failing.trials for term in terms])
     whole = float(rates.sum())
     found = scaled(weighted_interval(failures, trials, rates / whole, confidence=confidence), whole)
-    estimate = sum(term.interval(confidence).estimate for term in terms)
-    inside = min(max(estimate, found.low), found.high)  # NaN where a term has no trial
-    return replace(found, estimate=inside if not math.isnan(estimate) else estimate)
+    estimate = _estimate(terms, confidence)
+    if not math.isnan(estimate):
+        estimate = min(max(estimate, found.low), found.high)
+    return replace(found, estimate=estimate)
+
+
+def _estimate(terms: Sequence[Term], confidence: float) -> float:
+    """Of the sum: terms without trials fail like the mean of the others."""
+    values = [term.interval(confidence).estimate for term in terms]
+    tried = [(term.rate, value) for term, value in zip(terms, values) if not math.isnan(value)]
+    share = sum(rate for rate, _ in tried) / sum(term.rate for term in terms)
+    return sum(value for _, value in tried) / share if share >= 0.5 else math.nan
 
 
 def _bonferroni(terms: Sequence[Term], confidence: float) -> Interval:
@@ -179,7 +191,7 @@ def _bonferroni(terms: Sequence[Term], confidence: float) -> Interval:
     found = [term.interval(each) for term in terms]
     return Interval(
         sum(one.low for one in found), sum(one.high for one in found),
-        sum(one.estimate for one in found), f"sum of {len(found)} intervals, Bonferroni",
+        _estimate(terms, confidence), f"sum of {len(found)} intervals, Bonferroni",
         confidence,
     )  # fmt: skip
 
