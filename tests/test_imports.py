@@ -17,6 +17,7 @@ STDLIB = set(sys.stdlib_module_names)
 TORCH = {
     "exact", "quantise", "capture", "convolutions", "patterns", "program", "engine", "inject",
     "attach", "attach_layers", "attach_program", "layered", "modes", "network", "operators",
+    "gradients",
 }  # fmt: skip
 """Modules of simulator/ that may import torch."""
 

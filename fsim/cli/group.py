@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chips": ("fsim.cli.chips:chips", "Chips with fixed faults: quantiles and yield."),
     "protect": ("fsim.cli.protect:protect", "Which bits, layers and registers to protect."),
     "fit": ("fsim.cli.fit:fit", "Failures in time (FIT), and safety metrics, of campaigns."),
+    "attack": ("fsim.cli.attack:attack", "The bit flips an attacker would choose."),
     "compare": ("fsim.cli.compare:compare", "Two campaigns, fault by fault."),
     "merge": ("fsim.cli.merge:merge", "Join the parts of a campaign (--shard)."),
     "trace": ("fsim.cli.trace:trace", "Show a trace, export it as CSV or Parquet."),

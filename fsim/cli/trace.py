@@ -80,7 +80,7 @@ def export(file, out, name, as_json):
     rows = len(next(iter(columns.values())))
     with atomic_write(out) as handle:
         if out.suffix == ".csv":
-            _write_csv(columns, handle)
+            write_csv(columns, handle)
         else:
             _write_parquet(columns, handle)
     if as_json:
@@ -89,7 +89,8 @@ def export(file, out, name, as_json):
         click.echo(f"{rows:,} rows of {name} in {out}")
 
 
-def _write_csv(columns, handle) -> None:
+def write_csv(columns, handle) -> None:
+    """Columns (name -> values of equal length) as CSV in UTF-8, into a binary file."""
     text = io.TextIOWrapper(handle, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
