@@ -164,24 +164,28 @@ def _groups_table(rows: list[dict], axis: str) -> str:
     rows = [row for row in rows if row["trials"]]
     more = len(rows) - _MOST_LINES
     rows = sorted(rows, key=lambda row: -(row["sdc_critical"]["estimate"] or 0) * row["share"])
+    seen = [name for name in ("corrected", "due") if any(row["counts"][name] for row in rows)]
     lines = [
-        [row[axis], percent(row["share"], 2), f"{row['trials']:,}", percent(row["sdc"]["estimate"]),
+        [row[axis], percent(row["share"], 2), f"{row['trials']:,}",
+         *(f"{row['counts'][name]:,}" for name in seen), percent(row["sdc"]["estimate"]),
          percent(row["sdc_critical"]["estimate"]), interval_text(row["sdc_critical"])]
         for row in rows[:_MOST_LINES]
     ]  # fmt: skip
-    head = [axis, "of sites", "trials", "sdc", "sdc-critical", "interval"]
-    text = table(head, lines, right=head[1:5])
+    head = [axis, "of sites", "trials", *seen, "sdc", "sdc-critical", "interval"]
+    text = table(head, lines, right=head[1:-1])
     return text + (f"\n... and {more} more (--json, fsim report)" if more > 0 else "")
 
 
 def _flips_table(rows: list[dict]) -> str:
     shown = rows if len(rows) <= 24 else rows[:: -(-len(rows) // 24)]
+    names = ["masked", *(name for name in ("corrected", "due") if name in rows[0])]
+    head = ["flips", "trials", *names, "sdc-critical", "interval"]
     return table(
-        ["flips", "trials", "masked", "sdc-critical", "interval"],
-        [[row["flips"], f"{row['trials']:,}", percent(row["masked"]["estimate"]),
+        head,
+        [[row["flips"], f"{row['trials']:,}", *(percent(row[name]["estimate"]) for name in names),
           percent(row["sdc_critical"]["estimate"]), interval_text(row["sdc_critical"])]
          for row in shown],
-        right=["flips", "trials", "masked", "sdc-critical"],
+        right=head[:-1],
     )  # fmt: skip
 
 
