@@ -144,13 +144,14 @@ def test_a_described_buffer_is_written_and_read_again(fsim, tmp_path):
     more = ("--set", "buffers.weights.interleave=4", "--set", "buffers.weights.scrub_cycles=1000")
     text = run(fsim, "accel", "show", "systolic-8x8", "--yaml", *WEIGHTS, *more)
     assert "protection: secded" in text and "interleave: 4" in text
-    # The value and its source, which names the option; other buffers say nothing.
-    assert text.count("protection") == 3
+    # The value, and its source, which names the option; other buffers say nothing.
+    assert len([line for line in text.splitlines() if "protection" in line]) == 2
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     again = run(fsim, "accel", "show", path, "--yaml")
     assert again == text
     shown = run(fsim, "accel", "show", path)
+    assert "4 words interleaved, secded (72, 64), scrubbed every 1,000 cycles" in shown
     assert "weights_check" in shown
 
 

@@ -168,15 +168,33 @@ _OVERFLOW = {"wrap": "sums wrap", "saturate": "sums saturate"}
 
 def _component(machine, component) -> dict:
     """A component with how many words of it the machine has."""
+    from fsim.accel_models.accel import CHECK
+
     if component.kind == "memory":
-        count = int(machine.buffers[component.name].kib * 8192) // component.bits
+        buffer = machine.buffers[component.name.removesuffix(CHECK)]
+        width = buffer.word_bits if component.role == "check" else component.bits
+        count = int(buffer.kib * 8192) // width
     else:
         count = machine.elements(component)
     return {**dataclasses.asdict(component), "count": count}
 
 
 def _memory(buffer) -> str:
-    return f"{buffer.kib:g} KiB" + (", double buffered" if buffer.double_buffered else "")
+    parts = [f"{buffer.kib:g} KiB"]
+    if buffer.double_buffered:
+        parts.append("double buffered")
+    if buffer.banks > 1:
+        parts.append(f"{buffer.banks} banks")
+    if buffer.interleave > 1:
+        parts.append(f"{buffer.interleave} words interleaved")
+    if buffer.check_bits:
+        bits = f"{buffer.word_bits + buffer.check_bits}, {buffer.word_bits}"
+        parts.append(f"{buffer.protection} ({bits})")
+    for what in ("cycles", "inferences"):
+        every = getattr(buffer, f"scrub_{what}")
+        if every is not None:
+            parts.append(f"scrubbed every {every:,} {what}")
+    return ", ".join(parts)
 
 
 @accel.command()
