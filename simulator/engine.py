@@ -29,7 +29,7 @@ from .batch import Batch, no_faults
 from .gemm import clean, overflow_free
 from .kernels import memory
 from .ops import ArrayOp, MatMul, Op
-from .replay import walk_outputs
+from .replay import own_walk, walk_outputs
 from .sites import Placement
 
 
@@ -103,6 +103,9 @@ class FaultHooks:
                     self._tile_fetches(op),
                 )
             )
+            stored = psums[:0]
+            if self._walks_words(op):
+                psums, stored = stored, psums
             if len(weights) or len(psums) or len(fetched):
                 found.append(
                     updates.changed_sums(
@@ -110,6 +113,12 @@ class FaultHooks:
                         ~walked,
                     )
                 )  # fmt: skip
+            if len(stored):  # with the wrong weights of their outputs: they come last
+                found.append(
+                    updates.stored_sums(
+                        self.placement, op, inputs[0], self.batch, weights, stored, ~walked
+                    )
+                )
         if walked.any():
             index = self.batch.of(op.index, 0, self.psums)
             slots = self.batch.slot[index]
@@ -145,6 +154,10 @@ class FaultHooks:
         found = self._acts(op.index, fetched=True)
         return found if self.placement.fetch_groups(op.index) > 1 else found[:0]
 
+    def _walks_words(self, op: ArrayOp) -> bool:
+        """Whether the machine's own walk makes hit partial sums anew, all images at once."""
+        return bool(own_walk(self.placement.accel)) and not len(self._tile_fetches(op))
+
     def _unwalked(self, index: np.ndarray, walked: np.ndarray) -> np.ndarray:
         if not walked.any():
             return index
@@ -157,7 +170,8 @@ class FaultHooks:
             return np.ones(count, bool)
         find = self.batch.of
         slow = [find(op.index, 0, self.acts - 1)]
-        if isinstance(op, MatMul) or self.placement.accel.overflow != "wrap":
+        saturates = self.placement.accel.overflow != "wrap"
+        if isinstance(op, MatMul) or (saturates and not self._walks_words(op)):
             slow.append(find(op.index, self.psums))
         if isinstance(op, MatMul):
             slow += [find(op.index, self.weights), self._tile_fetches(op)]

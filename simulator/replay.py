@@ -13,6 +13,16 @@ from .kernels import replay as kernels
 _FAR = np.int64(1) << 60
 
 
+def own_walk(accel: Accel):
+    """The replay module of a family without a plan that walks outputs of layers, or None.
+
+    It has `struck_sums` and `stored_sums`, as `nvdla/replay.py`.
+    """
+    if hasattr(accel.schedule, "plan") or accel.kind.layers:
+        return None
+    return accel.replay if hasattr(accel.replay, "struck_sums") else None
+
+
 def component_bits(accel: Accel) -> np.ndarray:
     """Widths of the machine's components, in component order, int64."""
     return np.array([component.bits for component in accel.components], np.int64)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from fsim.types import fault_table
+
 from . import lower
 from .batch import Batch
 from .kernels import memory
 from .lower import Lowered
 from .ops import ArrayOp
+from .replay import own_walk
 from .sites import Placement
 
 
@@ -91,6 +94,48 @@ def flat_weight(placement: Placement, op: ArrayOp) -> np.ndarray:
         narrow = weight.min() >= -128 and weight.max() <= 127 and low.k < 1 << 16
         cache[op.index] = np.ascontiguousarray(weight, np.int8 if narrow else np.int32)
     return cache[op.index]
+
+
+def slot_order(placement: Placement, op: ArrayOp):
+    """(weight (o, k), window) of a layer in the machine's order of slots.
+
+    window  ((channels of a group, width of the output, strides, rows and columns of padding
+            above and left), (k, 3) int64: row, column and channel of each slot in the
+            window; channel -1 where a block is filled up, and weight 0)
+    """
+    low = placement.lowered[op.index]
+    ky, kx, c = lower.window_slots(low)
+    slots = np.stack([ky * low.dilation[0], kx * low.dilation[1], c], axis=1).astype(np.int64)
+    at = (ky * low.kernel_w + kx) * low.channels + c
+    weight = flat_weight(placement, op)[:, np.where(c < 0, 0, at)]
+    weight[:, c < 0] = 0
+    sizes = low.channels, low.out_w, *low.stride, *low.padding
+    return np.ascontiguousarray(weight), (sizes, slots)
+
+
+def stored_sums(placement: Placement, op: ArrayOp, codes, batch: Batch, weights, psums, images):
+    """`changed_sums` for hit partial sums of a machine that walks its outputs itself.
+
+    Outputs are made anew from the codes that were read, with the wrong weights; a layer that
+    some products fetch codes for by themselves is the engine's matter.
+    """
+    low = placement.lowered[op.index]
+    codes = np.ascontiguousarray(codes).reshape(len(codes), low.h, low.w, low.c)
+    wrong = _weight_errors(op, low, batch, weights, images)
+    window = lower.plain(low)
+    _, k, _ = (np.asarray(x) for x in lower.weight_position(
+        low, lower.weight_word(window, wrong[1] // low.n, wrong[2], wrong[1] % low.n)
+    ))  # fmt: skip
+    psums, slot = _each_image(batch, psums, images)
+    order = _order(batch, psums, slot, low.m * low.outputs, placement.folds(op.index))
+    weight, window = slot_order(placement, op)
+    rows = batch.rows[psums[order]]
+    bias = np.ascontiguousarray(np.broadcast_to(op.bias, low.outputs), np.int64)
+    return own_walk(placement.accel).stored_sums(
+        placement.accel, low.m, low.n, codes, bias, weight, window,
+        (wrong[0], wrong[1], k.astype(np.int64), wrong[3]), fault_table(rows),
+        slot[order].astype(np.int64),
+    )  # fmt: skip
 
 
 def _each_image(batch: Batch, index, images) -> tuple[np.ndarray, np.ndarray]:

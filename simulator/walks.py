@@ -16,9 +16,9 @@ from . import lower
 from .engine import _extend
 from .kernels import walks
 from .ops import ArrayOp, MatMul
-from .replay import _FAR, component_bits
+from .replay import _FAR, component_bits, own_walk
 from .sites import Placement
-from .updates import flat_weight
+from .updates import flat_weight, slot_order
 
 
 def walkable(placement: Placement, op: ArrayOp, rows: np.ndarray) -> np.ndarray:
@@ -38,16 +38,6 @@ def walkable(placement: Placement, op: ArrayOp, rows: np.ndarray) -> np.ndarray:
     if own_walk(accel):
         known[accel.component_index("psums")] = True
     return known[rows["component"]]
-
-
-def own_walk(accel):
-    """`struck_sums` of a family that has no accumulation plan and does this itself, or None.
-
-    It takes faults of the memory of partial sums, too.
-    """
-    if hasattr(accel.schedule, "plan") or accel.kind.layers:
-        return None
-    return getattr(accel.replay, "struck_sums", None)
 
 
 def _machine(placement: Placement, op: ArrayOp):
@@ -109,19 +99,13 @@ def _own_sums(placement, op, machine, codes, acc, rows, slot):
     table = fault_table(np.concatenate([table, words]))
     order = np.argsort(number, kind="stable")
     number, group, table = number[order], group[order], table[order]
-    ky, kx, c = lower.window_slots(low)
-    slots = np.stack([ky * low.dilation[0], kx * low.dilation[1], c], axis=1)
-    at = (ky * low.kernel_w + kx) * low.channels + c
-    weight = flat_weight(placement, op)[:, np.where(c < 0, 0, at)]
-    weight[:, c < 0] = 0
-    found, where, value = own_walk(machine)(
+    weight, window = slot_order(placement, op)
+    found, where, value = own_walk(machine).struck_sums(
         machine, low.m, low.n,
         np.ascontiguousarray(codes).reshape(len(codes), low.h, low.w, low.c),
         np.ascontiguousarray(acc).reshape(len(codes), low.m * low.outputs),
         np.ascontiguousarray(np.broadcast_to(op.bias, low.outputs), np.int64),
-        np.ascontiguousarray(weight),
-        ((low.channels, low.out_w, *low.stride, *low.padding), slots.astype(np.int64)),
-        table, np.ascontiguousarray(slot, np.int64)[number], group.astype(np.int64),
+        weight, window, table, np.ascontiguousarray(slot, np.int64)[number], group.astype(np.int64),
     )  # fmt: skip
     return number[found], where, value
 

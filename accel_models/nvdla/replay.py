@@ -129,6 +129,21 @@ def struck_sums(accel, m, n, codes, acc, bias, weight, window, table, slot, grou
     )
 
 
+def stored_sums(accel, m, n, codes, bias, weight, window, wrong, table, slot):
+    """Final sums of a layer whose partial sums were hit in memory.
+
+    m, n, codes, bias, weight, window  as of `struck_sums`
+    wrong  (image, output, k, delta) int64 of wrong weights, sorted by (image, output)
+    table  (f, 10) int64 faults of stored sums, word = position * outputs + output, and slot
+           (f,) int64 their inferences, sorted by (inference, word)
+    Returns (index into images * m * outputs, sum with the bias), one of each word hit.
+    """
+    numbers = geometry(accel, m, weight.shape[1], n)
+    return _stored(
+        codes, bias, weight, *window, numbers, wrong, _limited(table), widths(accel), slot
+    )
+
+
 def _limited(table: np.ndarray) -> np.ndarray:
     """A copy of a fault table whose last cycles leave room for sums."""
     table = np.array(table, np.int64).reshape(-1, 10)
@@ -452,3 +467,40 @@ def _struck(
                 fault[count], where[count], value[count] = f, index, found
                 count += 1
     return fault[:count].copy(), where[:count].copy(), value[:count].copy()
+
+
+@kernel
+def _stored(codes, bias, weight, geometry, slots, numbers, wrong, table, bits, slot):
+    """See `stored_sums`."""
+    w_image, w_output, w_k, w_delta = wrong
+    m_size, n_size, outputs = numbers[G_M], numbers[G_N], len(bias)
+    a_row, b_col = np.empty(len(slots), np.int64), np.empty(len(slots), np.int64)
+    mine = np.empty(1, np.int64)
+    where, value = np.empty(len(table), np.int64), np.empty(len(table), np.int64)
+    count, begin, e = 0, 0, 0
+    while begin < len(table):
+        image, word = slot[begin], table[begin, T_WORD]
+        end = begin
+        while end < len(table) and slot[end] == image and table[end, T_WORD] == word:
+            end += 1
+        m, o = word // outputs, word % outputs
+        group, n = o // n_size, o % n_size
+        hits = table[begin:end].copy()
+        hits[:, T_WORD] = m * n_size + n
+        _operands(codes[image], geometry, slots, group, m, a_row)
+        for k in range(len(b_col)):
+            b_col[k] = weight[o, k]
+        # Words of one image are not in the order of outputs: look from its first one on.
+        while e < len(w_image) and w_image[e] < image:
+            e += 1
+        i = e
+        while i < len(w_image) and w_image[i] == image and w_output[i] <= o:
+            if w_output[i] == o:
+                b_col[w_k[i]] += w_delta[i]
+            i += 1
+        found = walk(a_row, b_col, m, n, numbers, (hits[:0], hits), bits, mine)
+        where[count] = image * m_size * outputs + word
+        value[count] = wrap(found + bias[o], numbers[G_ACC_BITS])
+        count += 1
+        begin = end
+    return where[:count], value[:count]

@@ -22,10 +22,11 @@ from fsim.simulator.delta import Changes, Delta
 from fsim.simulator.engine import FaultHooks
 from fsim.simulator.inject import BATCH, run_read
 from fsim.simulator.kernels.requantise import requantise_at
+from fsim.simulator.replay import own_walk
 from fsim.simulator.sites import Placement
 from fsim.simulator.statistics import classify, top1
 from fsim.simulator.trace_format import OUTCOME, tensor_digest
-from fsim.simulator.walks import own_walk, register_sums, walkable
+from fsim.simulator.walks import register_sums, walkable
 
 from .golden import MEMORY, GoldenCache
 from .population import Drawn
