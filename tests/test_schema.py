@@ -126,11 +126,20 @@ def test_presets_have_the_sizes_they_are_known_for():
         "systolic-16x16": (16, 16),
         "systolic-8x8": (8, 8),
         "systolic-tpu-like-256": (256, 256),
+        "tpu-v1-like": (256, 256),
+        "vta-like": (16, 16),
+        "nvdla-small-like": (8, 8),
+        "eyeriss-like": (12, 14),
+        "rram-crossbar": (128, 32),
+        "fpga-lut": (16, 16),
     }
+    widths = {"nvdla-small-like": (8, 18, 34), "eyeriss-like": (16, 16, 16)}
     for name in list_accels():
         accel = load_accel(name)
-        assert (accel.operand_bits, accel.product_bits, accel.acc_bits) == (8, 16, 32)
-        assert (accel.overflow, accel.unsigned_acts) == ("wrap", accel.family == "systolic")
+        bits = (accel.operand_bits, accel.product_bits, accel.acc_bits)
+        assert bits == widths.get(name, (8, 16, 32)), name
+        assert (accel.overflow == "saturate") == (name == "nvdla-small-like")
+        assert accel.unsigned_acts == (accel.family in ("systolic", "tpu"))
 
 
 @pytest.mark.parametrize(
