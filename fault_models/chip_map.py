@@ -4,14 +4,15 @@ Every cell has a number between 0 and 1, drawn once per chip; it fails where its
 the failure probability of the operating point. So the map belongs to the chip (seed and trial),
 and the cells that fail at one probability are among those that fail at any higher one.
 
-Cells are those of the on-chip memory, as large as the machine's description says. A tensor's
-word w is in the words' place w modulo what fits, so tensors (and the tiles of one that does not
-fit) meet the same cells one after another. A failing cell reads one value, whatever was
-written: its own, drawn once, or for all the same.
+Cells are those of the on-chip memory, check bits included, as the machine's description and its
+address map (`simulator/address_map.py`) have them: tensors meet the same cells one after
+another, in the half of a double buffer that they take; of one that does not fit, words that are
+written over each other meet them too. A failing cell reads one value of its own, whatever was
+written. Rows are of image -1:
 
-    weights   LEVEL rows, every residency, image -1
-    acts, psums  STATE rows with masks that force the bit, one for each residency: what the
-              memory gives back of every word that is written there
+    weights   LEVEL: for ever if the words are written once, else one for each residency
+    acts, psums  STATE with masks that force the bit, one for each residency: what the memory
+              gives back of every word that is written there
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _map(draws, memory, cells, p, share, trial) -> Failing:
 
 def blocks_of(space, memories: tuple[str, ...]) -> list:
     """The blocks of the memories in a site space; FaultError if there are none."""
-    found = [block for block in space.blocks if block.component in memories]
+    found = [block for block in space.blocks if block.memory in memories]
     if not found:
         raise FaultError(
             f"a chip's map needs words of {' or '.join(memories)} among the chosen sites and "
@@ -104,68 +105,65 @@ def blocks_of(space, memories: tuple[str, ...]) -> list:
     return found
 
 
-def words_that_fit(space, block) -> int:
-    """Words of a block's width in its memory (of a double buffer: in one half), at least 1."""
-    return max(1, space.accel.buffers[block.component].usable_bits // block.bits)
+def cells_of(buffer) -> tuple[int, int, int]:
+    """(banks, rows of each, columns) of a memory, both halves of a double buffer."""
+    words = buffer.memory_words * (2 if buffer.double_buffered else 1)
+    columns = buffer.row_words * (buffer.word_bits + buffer.check_bits)
+    return buffer.banks, words // (buffer.banks * buffer.row_words), columns
 
 
 def chip_rows(space, memories, p: float, share: float, trial: int, draws) -> np.ndarray:
-    """FAULT rows of one chip: one for each failing cell, tensor and (acts, psums) residency.
+    """FAULT rows of one chip: one for each failing cell, tensor and residency.
 
     Rows of one cell share an event. Cells that no word of the chosen layers meets have none.
     """
+    table = [component.name for component in space.accel.components]
     parts, events, count = [flip_rows(0)], {}, 0
     for block in blocks_of(space, memories):
-        fit = words_that_fit(space, block)
-        cells = space.accel.buffers[block.component].usable_bits
-        key = block.component
-        fails = _map(draws, key, cells, p, share, trial)
-        if key not in events:
-            events[key], count = count, count + len(fails.cell)
-        place, bit = np.divmod(fails.cell, block.bits)
-        here = np.flatnonzero(place < min(fit, block.words))
-        times = (block.words - 1 - place[here]) // fit + 1
-        which = np.repeat(here, times)
-        turn = np.arange(len(which)) - np.repeat(np.cumsum(times) - times, times)
-        word = place[which] + turn * fit
-        mask = extend_masks(bit[which], block.bits, block.signed)
-        rows = flip_rows(
-            len(which), event=events[key] + which, layer=block.layer,
-            component=space.accel.component_index(block.component), word=word,
-            and_mask=np.where(fails.one[which], -1, ~mask),
-            or_mask=np.where(fails.one[which], mask, 0),
+        shape = cells_of(space.accel.buffers[block.memory])
+        fails = _map(draws, block.memory, int(np.prod(shape)), p, share, trial)
+        if block.memory not in events:
+            events[block.memory], count = count, count + len(fails.cell)
+        lasting = block.memory == "weights"
+        numbers = block.first + np.arange(block.contents) if block.word is None else (
+            np.unique(block.residency)
         )  # fmt: skip
-        if block.component == "weights":
-            rows["effect"], rows["first"], rows["last"] = LEVEL, 0, FOREVER
-        else:
-            rows = _each_residency(block, rows)
-        parts.append(rows)
+        for residency in numbers.tolist():
+            which, word, bit = _met(space, block, residency, shape, fails.cell)
+            mask = extend_masks(bit, block.bits, block.signed)
+            one = fails.one[which]
+            parts.append(
+                flip_rows(
+                    len(which), event=events[block.memory] + which, layer=block.layer,
+                    component=table.index(block.component), word=word,
+                    effect=LEVEL if lasting else STATE, first=residency,
+                    last=FOREVER if lasting and len(numbers) == 1 else residency,
+                    and_mask=np.where(one, -1, ~mask), or_mask=np.where(one, mask, 0),
+                )
+            )  # fmt: skip
     rows = np.concatenate(parts)
     rows["trial"], rows["image"] = trial, -1
     return rows
 
 
-def _each_residency(block, rows) -> np.ndarray:
-    """Rows of cells repeated for every residency that their words have."""
-    if block.word is None:
-        residency = block.first + np.arange(int(block.residencies))
-        out = np.repeat(rows, len(residency))
-        out["first"] = np.tile(residency, len(rows))
-    else:
-        order = np.argsort(block.word, kind="stable")
-        word = block.word[order]
-        low, high = (np.searchsorted(word, rows["word"], side) for side in ("left", "right"))
-        out = np.repeat(rows, high - low)
-        at = np.arange(len(out)) - np.repeat(np.cumsum(high - low) - (high - low), high - low)
-        out["first"] = block.residency[order][np.repeat(low, high - low) + at]
-    out["effect"], out["last"] = STATE, out["first"]
-    return out
+def _met(space, block, residency: int, shape, cell):
+    """(which of the cells, word, bit) that a residency of a block keeps bits in."""
+    banks, rows, columns = shape
+    at = space.address_map(block, residency)
+    rest, column = np.divmod(cell, columns)
+    bank, row = np.divmod(rest, rows)
+    word, bit, check = at.cell(bank, row, column)
+    is_check = block.component != block.memory
+    which = np.flatnonzero((word >= 0) & (check == is_check))
+    step = at.capacity * (1 if is_check else at.per_line)
+    most = at.lines if is_check else at.words
+    times = (most - 1 - word[which]) // step + 1  # words written over each other
+    turn = np.arange(int(times.sum())) - np.repeat(np.cumsum(times) - times, times)
+    which = np.repeat(which, times)
+    word = word[which] + turn * step
+    return which, word if is_check else block.unpacked(word, residency), bit[which]
 
 
 def expected_rows(space, memories, p: float) -> float:
     """Mean number of rows of one chip."""
-    total = 0.0
-    for block in blocks_of(space, memories):
-        once = block.component == "weights"
-        total += block.words * block.bits if once else block.exposed_bits
-    return p * total
+    return p * sum(block.exposed_bits for block in blocks_of(space, memories))

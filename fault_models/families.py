@@ -12,8 +12,8 @@ A family is a frozen dataclass whose fields are its parameters (`parameters.py`)
     cells, rows_at                       (`cells.py`) if single faults can be numbered
 
 The first line of its docstring says what it draws. Families of other distributions come
-through the entry-point group `fsim.fault_models`: name -> class. This module imports nothing heavy, so that a
-command line can list the names.
+through the entry-point group `fsim.fault_models`: name -> class. This module imports nothing
+heavy, so that a command line can list the names.
 """
 
 from __future__ import annotations

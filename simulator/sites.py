@@ -518,6 +518,12 @@ class SiteSpace:
         """Index of the operation called `name`; ConfigError with the names otherwise."""
         return find_layer(self.placement.program, name)
 
+    def address_map(self, block: Block, residency: int | None = None):
+        """The cells of a block's words in one of its residencies: `address_map.tensor_map`."""
+        from .address_map import tensor_map  # it imports this module
+
+        return tensor_map(self.placement, block, residency)
+
 
 def find_layer(program: Program, name: str) -> int:
     """Index of the operation called `name`; ConfigError with the names otherwise."""

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fsim.fault_models.chip_map import words_that_fit
 from fsim.fault_models.retention import Retention, retention_factor
 from fsim.fault_models.voltage import LowVoltage, exponential_ber, normal_ber
 from fsim.simulator.draws import Draws
@@ -108,30 +107,65 @@ def test_cells_fail_at_the_rate_and_read_what_they_should():
     assert_uniform(np.bincount(bit, minlength=8), mutant=np.arange(8) % 2 + 1.0)
 
 
-def test_tensors_meet_the_cells_that_are_at_their_place(space):
-    rows = drawn(space, LowVoltage(0.5, 0.5, 0.05))
-    layers = np.unique(rows["layer"])
-    sizes = {op.index: op.weight.size for op in space.placement.program.array_ops}
-    small = min(layers.tolist(), key=sizes.get)
-    here = {c[2:] for c in cells_of(rows[rows["layer"] == small])}
-    for layer in layers.tolist():
-        there = {c[2:] for c in cells_of(rows[rows["layer"] == layer]) if c[2] < sizes[small]}
-        assert there == here
+def cell_by_hand(buffer, half, place, bits, bit):
+    """(bank, row, column) of a bit: the arrangement that docs state, restated."""
+    per = buffer.word_bits // bits
+    line, slot = divmod(place, per)
+    address = line % buffer.memory_words + half * buffer.memory_words * buffer.double_buffered
+    local, bank = divmod(address, buffer.banks)
+    row, w = divmod(local, buffer.row_words)
+    group, lane = divmod(w, buffer.interleave)
+    wide = buffer.word_bits + buffer.check_bits
+    return bank, row, (group * wide + slot * bits + bit) * buffer.interleave + lane
 
 
-def test_a_tensor_that_does_not_fit_meets_each_cell_again():
-    placement = place(network()[0], rows=4, cols=3, **{"buffers.weights.kib": 20 / 1024})
+LAYOUTS = {
+    "plain": {},
+    "interleaved": {"buffers.weights.interleave": 4, "buffers.weights.banks": 2},
+    "small": {"buffers.weights.kib": 64 / 1024, "buffers.weights.word_bits": 32},
+    "halves": {"buffers.weights.double_buffered": True},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_meet_the_cells_at_their_place(layout):
+    """Word by word: a cell fails for all words that come to lie in it, or for none."""
+    placement = place(network()[0], rows=4, cols=3, **LAYOUTS[layout])
     space = select(placement)
-    block = next(b for b in space.blocks if b.component == "weights" and b.words > 60)
-    fit = words_that_fit(space, block)
-    assert fit == placement.accel.buffers["weights"].usable_bits // 8 < block.words
+    buffer = placement.accel.buffers["weights"]
     rows = drawn(space, LowVoltage(0.5, 0.5, 0.05))
-    mine = cells_of(rows[rows["layer"] == block.layer])
-    for _, _, word, _, bit, one in mine:
-        for other in range(word % fit, block.words, fit):
-            assert any(c[2] == other and c[4] == bit and c[5] == one for c in mine)
-    events = rows["event"][rows["layer"] == block.layer]
-    assert len(np.unique(events)) < len(events)
+    state, words = {}, {}
+    for c in cells_of(rows):
+        words[c[1], c[2], c[4]] = c[5]
+    met = 0
+    for number, op in enumerate(placement.program.array_ops):
+        for word in range(op.weight.size):
+            for bit in range(8):
+                cell = cell_by_hand(buffer, number % 2, word, 8, bit)
+                told = words.get((op.index, word, bit))
+                met += cell in state
+                assert state.setdefault(cell, told) == told
+    assert met > 100 and set(state.values()) == {None, True, False}
+    if layout == "small":
+        large = max(op.weight.size for op in placement.program.array_ops)
+        assert large > 8 * buffer.memory_words // 2 and met > large
+    # One event is one cell.
+    by_event = {}
+    index = {op.index: n for n, op in enumerate(placement.program.array_ops)}
+    for row in rows:
+        forced = row["or_mask"] if row["or_mask"] else ~row["and_mask"]
+        bit = int(forced & -forced).bit_length() - 1
+        cell = cell_by_hand(buffer, index[int(row["layer"])] % 2, int(row["word"]), 8, bit)
+        assert by_event.setdefault(int(row["event"]), cell) == cell
+    assert len(set(by_event.values())) == len(by_event)
+
+
+def test_check_bits_are_cells_too():
+    placement = place(network()[0], **{"buffers.weights.protection": "secded"})
+    rows = drawn(select(placement), LowVoltage(0.5, 0.5, 0.05))
+    check = rows["component"] == placement.accel.component_index("weights_check")
+    assert check.any() and (~check).any()
+    assert (rows["layer"][check] >= 0).all()
 
 
 def test_rows_last_as_their_memory_needs(space):
@@ -143,7 +177,13 @@ def test_rows_last_as_their_memory_needs(space):
     for layer in np.unique(rows["layer"][psums]).tolist():
         folds = space.placement.folds(layer)
         mine = rows[psums & (rows["layer"] == layer)]
-        assert np.bincount(mine["first"], minlength=folds).tolist() == [len(mine) // folds] * folds
+        here = [{(int(r["word"]), int(r["and_mask"]), int(r["or_mask"])) for r in mine
+                 if r["first"] == fold} for fold in range(folds)]  # fmt: skip
+        assert all(here)
+        # The halves of a double buffer take turns: every second fold meets the same cells.
+        assert space.accel.buffers["psums"].double_buffered
+        assert all(a == b for a, b in zip(here, here[2:]))
+        assert folds < 2 or here[0] != here[1]
 
 
 @pytest.mark.parametrize("flow", ["ws", "os", "is"])
