@@ -37,6 +37,8 @@ PRESETS = {
     "nvdla": "nvdla-small-like",
     "tpu": "tpu-v1-like",
     "vta": "vta-like",
+    "rram": "rram-crossbar",
+    "fpga": "fpga-lut",
 }
 """Family -> the preset from which its machines are resized."""
 
@@ -66,6 +68,8 @@ MACHINES = (
     ("nvdla", "dc"),
     ("tpu", "ws"),
     ("vta", "ws"),
+    ("rram", "ws"),
+    ("fpga", "os"),
 )
 
 
