@@ -157,6 +157,59 @@ FAULTS = (
 """The rows, in the paper's order; the last is added from its introduction."""
 
 
+@dataclass(frozen=True)
+class NamedModel:
+    """What fsim draws beyond the paper's table: a fault model with parameters, or a search.
+
+    name      of `fault_models.families`; "attack" is `fsim attack`
+    causes    of CAUSES
+    position  the circuit
+    about     what one draw is
+    source    of its laws
+    """
+
+    name: str
+    causes: tuple[str, ...]
+    position: str
+    about: str
+    source: str
+
+
+BEYOND = (
+    NamedModel("mbu-patterns", ("radiation",), "registers, SRAM",
+               "several bits of one word, by a table of patterns", "Ibe et al., IEEE TED 2010"),
+    NamedModel("mcu", ("radiation",), "SRAM",
+               "a cluster of cells and the words they belong to", "Ibe et al., IEEE TED 2010"),
+    NamedModel("intermittent-duty", ("aging", "voltage", "temperature"), "registers, nets",
+               "a bit that fails in bursts, with a period and a duty cycle",
+               "Constantinescu, RAMS 2008"),
+    NamedModel("control", ("radiation", "aging"), "valid, propagate, enables",
+               "a fault of a control register", "the machine's own registers"),
+    NamedModel("link", ("radiation", "aging", "fabrication"), "wires between PEs",
+               "the receiver sees a wrong value, the sender's own use is right", "this project"),
+    NamedModel("sram-voltage", ("voltage",), "SRAM",
+               "a chip: the cells that fail below their lowest voltage",
+               "Mukhopadhyay et al., IEEE TCAD 2005; Stutz et al., MLSys 2021"),
+    NamedModel("retention", ("temperature",), "DRAM, eDRAM",
+               "a chip: the cells that lose their bit before the next refresh",
+               "Hamamoto et al., IEEE TED 1998"),
+    NamedModel("timing", ("voltage", "aging", "temperature"), "multipliers",
+               "top product bits that miss the clock",
+               "Sakurai and Newton, JSSC 1990; Alam and Mahapatra, MR 2005"),
+    NamedModel("crossbar-stuck", ("fabrication", "aging"), "RRAM crossbar",
+               "a chip: cells of a crossbar that are stuck",
+               "Chen et al., IEEE Trans. Computers 2015 (shares)"),
+    NamedModel("crossbar-variation", ("fabrication",), "RRAM crossbar",
+               "a chip: conductances that are not the programmed ones",
+               "laws to choose from, parameters yours"),
+    NamedModel("config-upsets", ("radiation",), "FPGA configuration memory",
+               "configuration bits that are wrong until the scrub", "a Poisson process"),
+    NamedModel("attack", ("attacker",), "weight memory",
+               "the bit flips that raise the loss most (fsim attack)", "Rakin et al., ICCV 2019"),
+)  # fmt: skip
+"""Fault models that are not rows of the paper."""
+
+
 def faults_on(platform: str | None = None) -> tuple[HardwareFault, ...]:
     """The rows of one of PLATFORMS, or all."""
     return tuple(row for row in FAULTS if platform is None or platform in row.platforms)

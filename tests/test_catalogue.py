@@ -6,7 +6,15 @@ import json
 
 import pytest
 
-from fsim.fault_models.catalogue import CAUSES, CERTAINTY, FAULTS, PLATFORMS, faults_on
+from fsim.fault_models.catalogue import (
+    BEYOND,
+    CAUSES,
+    CERTAINTY,
+    FAULTS,
+    PLATFORMS,
+    faults_on,
+)
+from fsim.fault_models.families import BUILT_IN
 from fsim.fault_models.statistical import MODELS
 from tests.test_imports import HELP, loaded_by
 
@@ -70,6 +78,18 @@ def test_the_table_explains_itself(fsim):
         assert f"{word}" in text and meaning in text
     for tag in ("[R", "RECALL", "[W]"):
         assert tag not in text
+
+
+def test_every_named_model_is_listed(fsim):
+    assert [row.name for row in BEYOND] == [*BUILT_IN, "attack"]
+    printed = json.loads(fsim("faults", "--json").stdout)["models"]
+    text = fsim("faults").stdout
+    for row, told in zip(BEYOND, printed):
+        assert set(row.causes) <= set(CAUSES) and row.source and row.name in text
+        assert told["name"] == row.name and told["about"] == row.about
+    models = json.loads(fsim("faults", "--models", "--json").stdout)["models"]
+    assert [model["name"] for model in models] == list(BUILT_IN)
+    assert fsim("faults", "--models", "--platform", "asic").exit_code == 2
 
 
 def test_an_unknown_platform_is_refused_in_one_line(fsim):

@@ -9,7 +9,7 @@ import click
 from fsim.cli.options import json_option
 from fsim.cli.tables import pairs, print_json, table
 from fsim.errors import ConfigError
-from fsim.fault_models.catalogue import CERTAINTY, PLATFORMS, SYMBOLS, faults_on
+from fsim.fault_models.catalogue import BEYOND, CERTAINTY, PLATFORMS, SYMBOLS, faults_on
 
 
 @click.command()
@@ -20,9 +20,10 @@ from fsim.fault_models.catalogue import CERTAINTY, PLATFORMS, SYMBOLS, faults_on
 def faults(platform, models, as_json):
     """Hardware faults of accelerators: causes, places, countermeasures and models.
 
-    The analysis of FTT-NAS (arXiv 2003.10375). `fsim model` is a model of
-    fsim.fault_models.statistical, `fsim inject` the options that put such a fault into
-    a simulated array (P: a probability).
+    The analysis of FTT-NAS (arXiv 2003.10375), and what fsim has beyond it. `fsim model`
+    is a model of fsim.fault_models.statistical, `fsim inject` the options that put such a
+    fault into a simulated array (P: a probability). The last table lists the fault models
+    with parameters, `--fault NAME,key=value,...`.
     """
     if models:
         if platform is not None:
@@ -38,6 +39,7 @@ def faults(platform, models, as_json):
                 "faults": [dataclasses.asdict(row) for row in rows],
                 "symbols": SYMBOLS,
                 "certainty": {word: text for word, text in CERTAINTY.items() if word in used},
+                "models": [dataclasses.asdict(row) for row in BEYOND],
             }
         )
         return
@@ -72,6 +74,16 @@ def faults(platform, models, as_json):
     click.echo("\nsource of the rows")
     for reference in dict.fromkeys(row.reference for row in rows):
         click.echo(f"  {reference} (arXiv 2003.10375)")
+    click.echo("\nbeyond the paper: --fault NAME,key=value,... (parameters: fsim faults --models)")
+    click.echo(
+        table(
+            ("model", "caused by", "where", "one draw", "source"),
+            [
+                (row.name, " ".join(row.causes), row.position, row.about, row.source)
+                for row in BEYOND
+            ],
+        )
+    )
 
 
 def _models(as_json: bool) -> None:
