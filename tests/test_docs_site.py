@@ -35,7 +35,7 @@ RUN = (
     "index.md", "tutorial.md", "campaigns.md", "semantics.md", "how-we-know.md", "cycles.md",
     "how-to/my-model.md", "how-to/my-accelerator.md", "how-to/my-rtl-vectors.md",
     "how-to/my-fault-model.md", "how-to/cluster.md", "how-to/fit.md", "rates.md",
-    "reference/python.md",
+    "memories.md", "reference/python.md",
 )  # fmt: skip
 """Pages whose blocks are run."""
 
