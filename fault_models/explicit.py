@@ -76,7 +76,7 @@ def rows_of(
             if not 0 <= word < words:
                 raise FaultError(f"{where}: word must be in 0..{words - 1}, got {word}")
         elif fault.word is not None:
-            raise FaultError(f"{where}: a single register has no word=, got {fault.word}")
+            raise FaultError(f"{where}: a single register must have no word=, got {fault.word}")
         mask = mask_of(fault, component, where)
         effect, first, last = _window(fault, component, cycles, where)
         signed = not (unsigned_ifmap and component.role == "ifmap")

@@ -285,3 +285,20 @@ def test_the_command_line_says_what_it_is(fsim):
         assert f"parameters.{key}" in shown
     bad = fsim("accel", "show", "rram-crossbar", "--set", "parameters.cell_bits=5")
     assert bad.exit_code == 2 and "1..4" in bad.stderr
+
+
+def test_a_word_can_be_named_at_the_command_line(fsim, tmp_path):
+    a, b = np.array([[1, 2, -3]]), np.array([[5], [-7], [6]])
+    for name, value in (("a", a), ("b", b)):
+        np.save(tmp_path / f"{name}.npy", value)
+    fault = "component=g_neg,row=1,col=0,word=1,mask=3,kind=stuck1"
+    done = fsim("gemm", "--accel", "rram-crossbar", "--set", "rows=3", "--set", "cols=1",
+                "--a", tmp_path / "a.npy", "--b", tmp_path / "b.npy", "--out", tmp_path / "c.npy",
+                "--waveform", tmp_path / "w.npz", "--fault", fault)  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    # -7 is 3 + 1 * 4: the stuck slice makes it -(3 + 3 * 4), two codes of 4 more.
+    assert np.load(tmp_path / "c.npy").tolist() == [[5 - 14 - 18 - 2 * 8]]
+    with np.load(tmp_path / "w.npz") as waves:
+        cells = waves["g_neg"]
+    assert cells.shape == (3 + 8 + 1, 3, 1, 4)
+    assert cells[-1, :, 0].tolist() == [[0] * 4, [3, 3, 0, 0], [0] * 4]

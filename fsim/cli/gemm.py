@@ -74,7 +74,7 @@ def gemm(
             if path and operand and os.path.realpath(path) == os.path.realpath(operand):
                 raise ConfigError(f"{name} must not be a file of an operand, got {path}")
     for fault in faults:
-        for name in ("layer", "image", "word"):
+        for name in ("layer", "image"):
             if getattr(fault, name) is not None:
                 raise ConfigError(
                     f"a fault of a single product must have no {name}=, got "
