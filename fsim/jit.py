@@ -24,7 +24,7 @@ _PACKAGE = Path(__file__).resolve().parent
 def _kernel_sources() -> list[Path]:
     """Every file that holds compiled code, in a checkout and installed alike."""
     roots = [_PACKAGE, _PACKAGE.parent]
-    # types and plan hold no compiled code, but kernels freeze their constants.
+    # types, plan and schedules hold no compiled code, but kernels freeze their constants.
     files = [Path(__file__).resolve(), _PACKAGE / "types.py"]
     for root in roots:
         files += root.glob("simulator/kernels/*.py")
@@ -32,6 +32,7 @@ def _kernel_sources() -> list[Path]:
         files += root.glob("accel_models/span.py")
         files += root.glob("accel_models/*/tile.py")
         files += root.glob("accel_models/*/replay.py")
+        files += root.glob("accel_models/*/schedule.py")
     return sorted(set(files))
 
 
