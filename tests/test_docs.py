@@ -13,6 +13,7 @@ import pytest
 from fsim.accel_models.families import family_names
 from fsim.accel_models.load import OVERRIDES, load_accel
 from fsim.accel_models.schema import CHOICES, NUMBERS
+from fsim.fault_models.families import BUILT_IN, make_family, parse_family
 from fsim.fault_models.network import network_rows
 from fsim.parse import parse_fault
 from fsim.session import open_session
@@ -102,7 +103,7 @@ def space():
 
 
 def test_the_faults_of_the_document_exist(space):
-    texts = re.findall(r"fsim inject --fault (\S+)", document("faults.md"))
+    texts = re.findall(r"fsim inject --fault ((?:layer|component)=\S+)", document("faults.md"))
     assert len(texts) == 3
     rows = network_rows([parse_fault(text) for text in texts], space)
     assert [bits_struck(row, bits) for row, bits in zip(rows, (8, 32, 32))] == [
@@ -112,6 +113,17 @@ def test_the_faults_of_the_document_exist(space):
     conv2 = next(op for op in space.placement.program.ops if op.name == "conv2")
     assert conv2.weight.shape == (32, 16, 3, 3)
     assert np.unravel_index(1471, conv2.weight.shape) == (10, 3, 1, 1)
+
+
+def test_the_models_of_the_document_are_made():
+    text = document("faults.md")
+    found = re.findall(r'--fault (?:"([a-z-]+,[^"]*)"|([a-z-]+,\S+))', text)
+    made = [make_family(*parse_family(one or other)) for one, other in found]
+    assert {model.name for model in made} >= {
+        "mcu", "mbu-patterns", "control", "sram-voltage", "intermittent-duty"
+    }  # fmt: skip
+    special = {"crossbar-stuck", "crossbar-variation", "config-upsets"}  # on their own pages
+    assert first_cells(text) >= set(BUILT_IN) - special
 
 
 def test_masks_of_signed_and_unsigned_words_are_stored_as_told(space):
