@@ -17,6 +17,9 @@ module accumulators #(
     input wire [COLS*ACC_BITS-1:0] psum,
     output wire [COLS*DEPTH*ACC_BITS-1:0] words  // word a of column c at index c*DEPTH + a
 );
+    localparam ADDEND_BITS = ACC_BITS;
+    `include "adder.svh"
+
     genvar c;
     generate
         for (c = 0; c < COLS; c = c + 1) begin : col
@@ -29,9 +32,10 @@ module accumulators #(
             reg signed [ACC_BITS-1:0] memory[0:DEPTH-1];
             wire signed [ACC_BITS-1:0] so_far = now[16] ? bias[c*ACC_BITS+:ACC_BITS]
                 : memory[now[15:0]];
-            wire signed [ACC_BITS-1:0] sum;
-            adder #(ACC_BITS, ACC_BITS, SATURATE) add (so_far, psum[c*ACC_BITS+:ACC_BITS], sum);
-            always @(posedge clk) if (!rst && now[17]) memory[now[15:0]] <= sum;
+            integer w;
+            always @(posedge clk)
+                if (rst) for (w = 0; w < DEPTH; w = w + 1) memory[w] <= 0;
+                else if (now[17]) memory[now[15:0]] <= add(so_far, psum[c*ACC_BITS+:ACC_BITS]);
 
             genvar a;
             for (a = 0; a < DEPTH; a = a + 1) begin : word

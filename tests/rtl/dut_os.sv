@@ -51,7 +51,9 @@ module dut #(
     generate
         for (f = 0; f < DEPTH; f = f + 1) begin : fold
             reg [PES*ACC_BITS-1:0] sums;
-            always @(posedge clk) if (stim[2] && stim[31:16] == f) sums <= psum;
+            always @(posedge clk)
+                if (rst) sums <= 0;
+                else if (stim[2] && stim[31:16] == f) sums <= psum;
             assign result[f*PES*ACC_BITS+:PES*ACC_BITS] = sums;
         end
     endgenerate

@@ -31,19 +31,22 @@ module pe_os #(
     ) ^ f_xor[PRODUCT_BITS-1:0];
     wire signed [PRODUCT_BITS-1:0] mul = strike[3] ? struck : product;
 
-    wire signed [ACC_BITS-1:0] so_far = (first && MUTANT != 1) ? bias : psum;
-    wire signed [ACC_BITS-1:0] sum;
-    adder #(ACC_BITS, PRODUCT_BITS, SATURATE) add (so_far, mul, sum);
-    wire [ACC_BITS-1:0] psum_next = rst ? {ACC_BITS{1'b0}} : en ? sum : psum;
+    localparam ADDEND_BITS = PRODUCT_BITS;
+    `include "adder.svh"
+
     // A mutant whose stuck bits let go of a psum that is held.
     wire psum_strike = strike[2] && !(MUTANT == 2 && !en);
+    wire load_bias = first && MUTANT != 1;
 
     always @(posedge clk) begin
         ifmap <= strike[0] ? ((x_in & f_and[OPERAND_BITS-1:0]) | f_or[OPERAND_BITS-1:0])
             ^ f_xor[OPERAND_BITS-1:0] : x_in;
         filter <= strike[1] ? ((w_in & f_and[OPERAND_BITS-1:0]) | f_or[OPERAND_BITS-1:0])
             ^ f_xor[OPERAND_BITS-1:0] : w_in;
-        psum <= psum_strike ? ((psum_next & f_and[ACC_BITS-1:0]) | f_or[ACC_BITS-1:0])
-            ^ f_xor[ACC_BITS-1:0] : psum_next;
+        if (psum_strike)
+            psum <= (((rst ? {ACC_BITS{1'b0}} : en ? add(load_bias ? bias : psum, mul) : psum)
+                & f_and[ACC_BITS-1:0]) | f_or[ACC_BITS-1:0]) ^ f_xor[ACC_BITS-1:0];
+        else if (rst) psum <= {ACC_BITS{1'b0}};
+        else if (en) psum <= add(load_bias ? bias : psum, mul);
     end
 endmodule

@@ -29,12 +29,13 @@ module pe_ws #(
     ) ^ f_xor[PRODUCT_BITS-1:0];
     wire signed [PRODUCT_BITS-1:0] mul = strike[3] ? struck : product;
 
-    wire signed [ACC_BITS-1:0] sum;
-    adder #(ACC_BITS, PRODUCT_BITS, SATURATE) add (psum_in, mul, sum);
+    localparam ADDEND_BITS = PRODUCT_BITS;
+    `include "adder.svh"
+
     wire [OPERAND_BITS-1:0] moving_next = rst ? {OPERAND_BITS{1'b0}} : x_in;
     wire [OPERAND_BITS-1:0] resident_next = rst ? {OPERAND_BITS{1'b0}}
         : load || MUTANT == 1 ? w_in : resident;
-    wire [ACC_BITS-1:0] psum_next = rst ? {ACC_BITS{1'b0}} : sum;
+    wire [ACC_BITS-1:0] psum_next = rst ? {ACC_BITS{1'b0}} : add(psum_in, mul);
     // A mutant whose stuck bits let go of an operand that is held.
     wire resident_strike = strike[1] && !(MUTANT == 2 && !load);
 

@@ -15,8 +15,8 @@ COMMANDS = {"verilator": ("verilator", "make", "g++"), "icarus": ("iverilog", "v
 """Simulator -> the programs it needs."""
 
 SOURCES = {
-    "os": ("dut_os.sv", "os_array.sv", "pe_os.sv", "adder.sv", "fault_timer.sv"),
-    "ws": ("dut_ws.sv", "ws_array.sv", "pe_ws.sv", "adder.sv", "accumulators.sv", "fault_timer.sv"),
+    "os": ("dut_os.sv", "os_array.sv", "pe_os.sv", "fault_timer.sv"),
+    "ws": ("dut_ws.sv", "ws_array.sv", "pe_ws.sv", "accumulators.sv", "fault_timer.sv"),
 }
 RUNS = 4096
 """The most edges and faults that testbench.sv has room for in one run."""
@@ -100,12 +100,21 @@ def build(simulator: str, design: Design, folder: Path) -> Build:
     folder.mkdir(parents=True, exist_ok=True)
     sources = [FOLDER / name for name in SOURCES[design.dataflow]]
     if simulator == "icarus":
-        command = ["iverilog", "-g2012", "-s", "testbench", "-o", folder / "testbench.vvp"]
+        command = [
+            "iverilog",
+            "-g2012",
+            "-I",
+            FOLDER,
+            "-s",
+            "testbench",
+            "-o",
+            folder / "testbench.vvp",
+        ]
         command += [f"-Ptestbench.{key}={value}" for key, value in design.parameters.items()]
         _call([*command, FOLDER / "testbench.sv", *sources])
     else:
         parameters = [f"-G{key}={value}" for key, value in design.parameters.items()]
-        verilate("dut", sources, parameters, FOLDER / "harness.cpp", folder, ("-O1",))
+        verilate("dut", sources, parameters, FOLDER / "harness.cpp", folder, ("-O0",))
     return Build(simulator, design, folder)
 
 
@@ -123,6 +132,7 @@ def verilate(
     """
     # Operands of different widths are meant: signed ones are extended to the wider.
     command = ["verilator", "--cc", "--exe", "-O3", "-Wno-WIDTH", "--x-initial", "fast"]
+    command += [f"-I{FOLDER}"]
     command += ["--top-module", top, "-Mdir", folder, "-o", main.stem, *parameters]
     _call([*command, *sources, main])
     # OPT_FAST and OPT_SLOW are the makefile's own names for the levels.

@@ -223,14 +223,7 @@ def read_run(design: Design, lines: list[str], m: int, n: int, count: int):
 
 
 def _result(line: str, count: int, width: int, first: int = 0) -> np.ndarray:
-    """`count` words from word `first` of a result on; other words may never have been written."""
-    number = line.lower()
-    unknown = int("".join("f" if digit == "x" else "0" for digit in number), 16)
-    value = int(number.replace("x", "0"), 16)
-    words = []
-    for index in range(first, first + count):
-        if unknown >> (index * width) & ((1 << width) - 1):
-            raise ValueError(f"word {index} of the result is unknown (x)")
-        bits = value >> (index * width) & ((1 << width) - 1)
-        words.append(bits - (bits >> (width - 1) << width))
-    return np.array(words, np.int64)
+    """`count` words from word `first` of a result on, int64."""
+    value = int(line, 16) >> (first * width)
+    words = [value >> (index * width) & ((1 << width) - 1) for index in range(count)]
+    return np.array([word - (word >> (width - 1) << width) for word in words], np.int64)
