@@ -13,6 +13,7 @@ from fsim.errors import FaultError
 from fsim.types import LEVEL, fault_table
 
 from . import exact, lower
+from .kernels import memory
 from .ops import ArrayOp, MatMul
 from .sites import Placement
 
@@ -84,39 +85,49 @@ def _changed(placement: Placement, op: ArrayOp, codes, weights, rows) -> dict:
     blocks, strips = -(-low.n // loops.n), placement.position_tiles(op.index)
     found: dict[tuple[int, int, int], tuple] = {}
 
-    def of(group: int, block: int, strip: int):
-        key = group, block, strip
-        if key not in found:
-            found[key] = codes(group).copy(), weights(group).copy()
-        return found[key]
+    def put(key, which: int, words: np.ndarray) -> None:
+        """Set what the passes of a tile read: their codes (0) or their weights (1)."""
+        read = list(found.get(key) or (codes(key[0]), weights(key[0])))
+        read[which] = words
+        found[key] = tuple(read)
 
-    for row in rows[rows["component"] == accel.component_index("weights")]:
-        group, k, n = (int(x) for x in lower.weight_position(low, int(row["word"])))
-        window, c = divmod(k, low.channels)
-        first, last = int(row["first"]), int(row["last"])
+    mine = rows[rows["component"] == accel.component_index("weights")]
+    if len(mine):
+        group, k, n = lower.weight_position(low, mine["word"])
+        block, address = n // loops.n, k * low.n + n
+        first, last = np.maximum(mine["first"], 0), np.minimum(mine["last"], strips - 1)
+        last = np.where(mine["effect"] == LEVEL, last, first)
         if placement.weights_once(op):
-            first, last = 0, strips - 1
-        elif row["effect"] != LEVEL:
-            last = first
-        for strip in range(max(first, 0), min(last, strips - 1) + 1):
-            words = of(group, n // loops.n, strip)[1]
-            at = (*divmod(window, low.kernel_w), c, n)
-            words[at] = _struck(words[at], row)
-    fetched = rows["component"] == accel.component_index("acts")
-    for row in rows[fetched & (rows["first"] > 0)]:
-        _, fetch = placement.fetch_of(op, int(row["first"]))
-        rest, strip = divmod(int(fetch), strips)
-        group, block = divmod(rest, blocks)
-        y, x, channel = np.unravel_index(int(row["word"]), (low.h, low.w, low.c))
-        if channel // low.channels == group:
-            words = of(group, block, strip)[0]
-            at = y, x, channel - group * low.channels
-            words[at] = _struck(words[at], row)
+            first, last = np.zeros_like(first), np.full_like(last, strips - 1)
+        for key in np.unique(np.stack([group, block], 1), axis=0).tolist():
+            here = (group == key[0]) & (block == key[1])
+            spans = np.unique(np.stack([first[here], last[here]], 1), axis=0)
+            for strip in sorted({s for a, b in spans.tolist() for s in range(a, b + 1)}):
+                now = here & (first <= strip) & (strip <= last)
+                put((*key, strip), 1, _struck(weights(key[0]), address[now], mine[now]))
+    mine = rows[(rows["component"] == accel.component_index("acts")) & (rows["first"] > 0)]
+    if len(mine):
+        _, fetch = placement.fetch_of(op, mine["first"])
+        rest, strip = np.divmod(fetch, strips)
+        group, block = np.divmod(rest, blocks)
+        pixel, channel = np.divmod(mine["word"], low.c)
+        address = pixel * low.channels + channel - group * low.channels
+        for key in np.unique(np.stack([group, block, strip], 1), axis=0).tolist():
+            now = (group == key[0]) & (block == key[1]) & (strip == key[2])
+            now &= channel // low.channels == group
+            if now.any():
+                put(tuple(key), 0, _struck(codes(key[0]), address[now], mine[now]))
     return found
 
 
-def _struck(word, row) -> int:
-    return ((int(word) & int(row["and_mask"])) | int(row["or_mask"])) ^ int(row["xor_mask"])
+def _struck(words: np.ndarray, address: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A copy of operands with rows acting on flat addresses, in their order."""
+    rows = rows.copy()
+    rows["word"] = address
+    words = np.ascontiguousarray(words).copy()
+    each = np.arange(len(rows))
+    memory.apply_words(words.reshape(1, -1), rows, each, np.zeros(len(rows), np.int64))
+    return words
 
 
 def _reference(placement: Placement, op: ArrayOp, codes, weights, changed, bias, table, clean):

@@ -70,14 +70,11 @@ def changed_sums(accel, low, operands: Operands, clean, bias, table, truncate: i
     names = [component.name for component in accel.components]
     stored = table[:, T_COMPONENT] == names.index("psums")
     passes = layer.passes_of(table[~stored])
-    words: dict[Tile, list] = {}
-    for entry in table[stored]:
-        key = layer.sum_of(int(entry[T_WORD]))
-        words.setdefault(layer.tile_of(key), []).append((int(entry[T_FIRST]), key, entry))
+    words = layer.words_of(table[stored])
     tiles = {layer.mapping.position(number)[:3] for number in passes}
     found = []
     for at in sorted(tiles | set(words) | set(operands.changed)):
-        found.append(layer.tile(at, clean, bias, passes, table[~stored], words.get(at, ())))
+        found.append(layer.tile(at, clean, bias, passes, table[~stored], words.get(at)))
     if not found:
         return tuple(np.zeros(0, np.int64) for _ in range(4))
     return tuple(np.concatenate(parts) for parts in zip(*found))
@@ -109,21 +106,30 @@ class _Layer:
                 found.setdefault(number, []).append(r)
         return {number: np.array(rows) for number, rows in found.items()}
 
-    def sum_of(self, word: int) -> tuple[int, int, int]:
-        """(group, position, filter) of a partial-sum word, as `lower.psum_position`."""
+    def sum_of(self, word):
+        """(group, position, filter) of partial-sum words, as `lower.psum_position`."""
         low = self.low
         if low.outputs == low.groups * low.n:
-            position, output = divmod(word, low.outputs)
-            group, n = divmod(output, low.n)
+            position, output = np.divmod(word, low.outputs)
+            group, n = np.divmod(output, low.n)
             return group, position, n
-        rest, n = divmod(word, low.n)
-        group, position = divmod(rest, low.m)
+        rest, n = np.divmod(word, low.n)
+        group, position = np.divmod(rest, low.m)
         return group, position, n
 
-    def tile_of(self, key: tuple[int, int, int]) -> Tile:
+    def words_of(self, table) -> dict[Tile, tuple]:
+        """Tile -> (position, filter, rows of the table) of its struck partial sums, by pass."""
         mapping = self.mapping
-        block = key[2] // (mapping.row.p * mapping.filter_sets)
-        return key[0], block, key[1] // self.low.out_w // mapping.cols
+        table = table[table[:, T_FIRST] < mapping.channel_passes]
+        table = table[np.argsort(table[:, T_FIRST], kind="stable")]
+        group, position, n = self.sum_of(table[:, T_WORD])
+        block = n // (mapping.row.p * mapping.filter_sets)
+        number = mapping.number(group, block, position // self.low.out_w // mapping.cols, 0)
+        found = {}
+        for one in np.unique(number):
+            mine = number == one
+            found[mapping.position(int(one))[:3]] = position[mine], n[mine], table[mine]
+        return found
 
     def tile(self, at: Tile, clean, bias, passes, table, words):
         """(group, position, filter, value) of a tile's sums that differ."""
@@ -146,14 +152,19 @@ class _Layer:
                 deltas[channel] = delta.reshape(-1, delta.shape[-1])[:, : len(filters)]
                 sums = sums + deltas[channel]
         sums = self._wrapped(sums)
-        for fold, key, entry in sorted(words, key=lambda item: item[0]):
-            if fold < mapping.channel_passes:
-                where = key[1] - rows[0], key[2] - filters[0]
-                later = self._later(at, fold, key)
-                later += sum(int(d[where]) for channel, d in deltas.items() if channel > fold)
-                held = self._wrapped(sums[where] - later)
-                struck = ((held & entry[T_AND]) | entry[T_OR]) ^ entry[T_XOR]
-                sums[where] = self._wrapped(self._wrapped(struck) + later)
+        if words is not None:
+            position, n, entries = words
+            extra = np.zeros(len(entries), np.int64)
+            for channel, delta in deltas.items():
+                after = entries[:, T_FIRST] < channel
+                extra[after] += delta[position[after] - rows[0], n[after] - filters[0]]
+            if sums is plain:
+                sums = plain.copy()
+            tile.struck_words(
+                *self.operands.of(at), (*low.stride, *low.padding, low.out_w),
+                mapping.row.q * mapping.channel_sets, self.truncate, self.accel.acc_bits,
+                position, n, entries, extra, int(rows[0]), int(filters[0]), sums,
+            )  # fmt: skip
         m, n = np.nonzero(sums != plain)
         return np.full(len(m), group), rows[m], filters[n], sums[m, n]
 
@@ -176,25 +187,6 @@ class _Layer:
             codes[None], mine, self._geometry(), self.truncate, (first, first + height), out
         )
         return out.reshape(-1, len(filters)).astype(np.int64)
-
-    def _later(self, at: Tile, fold: int, key) -> int:
-        """What the passes over channels after `fold` add to a sum, without faults."""
-        first = (fold + 1) * self.mapping.row.q * self.mapping.channel_sets
-        codes, weights = self.operands.of(at)
-        if first >= weights.shape[2]:
-            return 0
-        low = self.low
-        y, x = divmod(key[1], low.out_w)
-        total = 0
-        for ky in range(low.kernel_h):
-            for kx in range(low.kernel_w):
-                row, col = y * low.stride[0] + ky - low.padding[0], x * low.stride[1] + kx
-                col -= low.padding[1]
-                if 0 <= row < low.h and 0 <= col < low.w:
-                    products = codes[row, col, first:].astype(np.int64)
-                    products = products * weights[ky, kx, first:, key[2]]
-                    total += int((products >> self.truncate).sum())
-        return total
 
     def _pass(self, number: int, table) -> np.ndarray:
         """(rows of the strip, F, filters of the pass) int64: what faults add to the sums."""

@@ -165,3 +165,35 @@ def difference(row, sizes, bits, ifmap, filters, read, held, table, clean, out):
     for f in range(out.shape[0]):
         for j in range(out.shape[1]):
             out[f, j] -= clean[f, j]
+
+
+@kernel
+def struck_words(
+    codes, weights, geometry, per_pass, truncate, bits, position, n, table, extra, row0, n0, sums
+):
+    """Partial sums struck in the buffer, one after another: final `sums`, changed in place.
+
+    codes, weights  (h, w, c) and (kh, kw, c, n) of the group
+    geometry        (stride y, x, padding top, left, out_w)
+    per_pass        channels of a pass; bits: of a sum
+    position, n     (f,) of each sum; table (f, 10) its fault, `first` the pass that stored it,
+                    ascending for each sum
+    extra           (f,) what faults of the PEs add to it in later passes
+    sums            (positions, filters) int64 from position row0 and filter n0 on
+    """
+    h, w, channels = codes.shape
+    kh, kw = weights.shape[:2]
+    for i in range(len(table)):
+        y, x = divmod(position[i], geometry[4])
+        later = extra[i]
+        for ky in range(kh):
+            row = y * geometry[0] + ky - geometry[2]
+            for kx in range(kw):
+                col = x * geometry[1] + kx - geometry[3]
+                if 0 <= row < h and 0 <= col < w:
+                    for c in range((table[i, T_FIRST] + 1) * per_pass, channels):
+                        product = np.int64(codes[row, col, c]) * np.int64(weights[ky, kx, c, n[i]])
+                        later += product >> truncate
+        p, o = position[i] - row0, n[i] - n0
+        held = wrap(sums[p, o] - later, bits)
+        sums[p, o] = wrap(_force(held, table, i, bits) + later, bits)
