@@ -18,7 +18,7 @@ from fsim.simulator.campaign.population import Chips, Drawn, FaultList, Flips, S
 from fsim.simulator.campaign.tally import Tally
 from fsim.simulator.draws import Draws
 from fsim.simulator.inject import golden_run, run_rows, run_trials
-from fsim.simulator.protection import read_rows
+from fsim.simulator.protection import code_of, read_rows
 from fsim.simulator.sites import Placement, check_rows, select
 from fsim.simulator.statistics import Outcome
 from fsim.types import FAULT, FOREVER, LEVEL, STATE, Fault
@@ -277,7 +277,7 @@ def test_single_flips_are_corrected_everywhere_and_double_ones_detected():
     block = next(b for b in placement.blocks if b.component == "weights")
     pair = np.concatenate([
         network_rows([Fault("weights", bit=bit, layer=block.name, word=3, image=1)], space)
-        for bit in (0, 5)
+        for bit in (0, 7)  # the sign bit: masks are stored sign-extended
     ])  # fmt: skip
     found = run_rows(placement, golden, pair)
     wanted = np.full(IMAGES, Outcome.MASKED)
@@ -286,6 +286,30 @@ def test_single_flips_are_corrected_everywhere_and_double_ones_detected():
     # What is detected is read as it is stored.
     plain, _ = placed()
     assert np.array_equal(run_rows(plain, golden, pair).acc, found.acc)
+
+
+def test_a_miscorrection_of_unused_bits_is_no_error_in_a_word():
+    """Wrong check bits that look like one data bit, which no tensor word has."""
+    width = {"buffers.weights.word_bits": 56}
+    placement, images = placed(**{"buffers.weights.protection": "secded"}, **width)
+    golden, names = golden_of(placement, images), names_of(placement)
+    code = code_of("secded", 56, 7)
+    block = next(b for b in placement.blocks if b.component == "weights" and b.words % 7)
+    for at, wrong in ((block.words % 7, 0), (block.words % 7 - 1, 1)):
+        column = int(code.columns[8 * at])
+        bits = [j for j in range(7) if column >> j & 1]
+        rows = flip_rows(
+            len(bits), component=names.index("weights_check"), layer=block.layer, image=-1,
+            word=block.words // 7, xor_mask=[1 << j for j in bits],
+        )  # fmt: skip
+        assert len(bits) >= 3
+        read = read_rows(placement, rows, np.full(len(bits), -1))
+        assert len(read.rows) == wrong and not len(read.detected) and not len(read.repaired)
+        found = run_rows(placement, golden, rows, hw_batch=None)
+        assert not np.isin(found.outcome, [Outcome.DUE, Outcome.CORRECTED]).any()
+        if wrong:  # the last word of the tensor: a silent error
+            assert int(read.rows["word"][0]) == block.words - 1
+            assert int(read.rows["xor_mask"][0]) == 1
 
 
 def test_a_weight_batch_is_detected_as_a_whole():
