@@ -31,6 +31,7 @@ _PUBLIC = {
     "GemmResult": "fsim.simulator.gemm",
     "row_conv": "fsim.simulator.row_conv",
     "RowConvResult": "fsim.simulator.row_conv",
+    "write_vcd": "fsim.simulator.vcd",
     "attach": "fsim.simulator.attach",
     "run_campaign": "fsim.campaign.api",
     "read_campaign": "fsim.campaign.results",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 from pathlib import Path
 from tokenize import TokenError
@@ -44,6 +45,12 @@ FILE = click.Path(path_type=Path)
     help="Output truncation in bits, for machines that have such a stage.",
 )
 @click.option("--waveform", type=FILE, help="Write every register by cycle to this .npz.")
+@click.option(
+    "--vcd",
+    type=FILE,
+    help="Write every register by cycle to this .vcd, for waveform viewers; with faults the "
+    "fault-free run beside them.",
+)
 @click.option("--out", type=FILE, help="Write the (m, n) int64 result to this .npy.")
 @json_option
 def gemm(
@@ -57,6 +64,7 @@ def gemm(
     backend,
     truncate,
     waveform,
+    vcd,
     out,
     as_json,
 ):
@@ -67,9 +75,11 @@ def gemm(
     from fsim.errors import ConfigError
     from fsim.simulator.gemm import gemm as run
 
-    if out and waveform and os.path.realpath(out) == os.path.realpath(waveform):
-        raise ConfigError(f"--out and --waveform must be two files, got {out} twice")
-    for name, path in (("--out", out), ("--waveform", waveform)):
+    outputs = [("--out", out), ("--waveform", waveform), ("--vcd", vcd)]
+    for (name, path), (other, second) in itertools.combinations(outputs, 2):
+        if path and second and os.path.realpath(path) == os.path.realpath(second):
+            raise ConfigError(f"{name} and {other} must be two files, got {path} twice")
+    for name, path in outputs:
         for operand in (a_file, b_file, d_file):
             if path and operand and os.path.realpath(path) == os.path.realpath(operand):
                 raise ConfigError(f"{name} must not be a file of an operand, got {path}")
@@ -88,9 +98,12 @@ def gemm(
         truncate=truncate,
         faults=faults,
         backend=backend,
-        waveform=waveform is not None,
+        waveform=bool(waveform or vcd),
     )
-    _write(result, out, waveform)
+    golden = None
+    if vcd and faults:
+        golden = run(*operands, accel=machine, truncate=truncate, backend=backend, waveform=True)
+    _write(result, out, waveform, vcd, dict(accel=machine, faults=faults, golden=golden))
     m, n = result.out.shape
     summary = {
         "accel": machine.name,
@@ -104,6 +117,7 @@ def gemm(
         "outputs": m * n,
         "out": str(out) if out else None,
         "waveform": str(waveform) if waveform else None,
+        "vcd": str(vcd) if vcd else None,
     }
     if as_json:
         print_json(summary)
@@ -124,7 +138,7 @@ def gemm(
         ("backend", result.backend),
         ("faults", f"{len(faults)}: {effect}" if faults else effect),
     ]
-    rows += [("written", path) for path in (out, waveform) if path]
+    rows += [("written", path) for path in (out, waveform, vcd) if path]
     click.echo(pairs(rows))
 
 
@@ -176,16 +190,24 @@ def _header(file):
     raise ValueError(f"its version is {version[0]}.{version[1]}, not 1.0 or 2.0")
 
 
-def _write(result, out: Path | None, waveform: Path | None):
-    """Both files or, if one of them cannot be written, neither."""
+def _write(result, out: Path | None, waveform: Path | None, vcd: Path | None, run: dict):
+    """All files or, if one of them cannot be written, none.
+
+    run  what the VCD tells besides the waveform: accel, faults, golden
+    """
     import numpy as np
 
     from fsim.files import atomic_write_all
+    from fsim.simulator import vcd as dump
 
-    with atomic_write_all(*(path for path in (out, waveform) if path)) as files:
+    content = dump.vcd(result, **run) if vcd else ()
+    with atomic_write_all(*(path for path in (out, waveform, vcd) if path)) as files:
+        left = iter(files)
         if out:
-            content = io.BytesIO()  # numpy would not tell a full disk from other errors
-            np.save(content, result.out, allow_pickle=False)
-            files[0].write(content.getbuffer())
+            made = io.BytesIO()  # numpy would not tell a full disk from other errors
+            np.save(made, result.out, allow_pickle=False)
+            next(left).write(made.getbuffer())
         if waveform:
-            np.savez_compressed(files[-1], **result.waveform)
+            np.savez_compressed(next(left), **result.waveform)
+        if vcd:
+            dump.write(next(left), content)
