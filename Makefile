@@ -20,9 +20,12 @@ TESTS ?= tests
 JOBS  ?= 2
 # Benchmarks by name (all of them by default) and options of `python -m bench`.
 BENCH ?=
+# RTL simulator (the one installed by default); designs and options of tests/rtl/verify_rtl.py.
+RTL_SIM ?=
+RTL     ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench bench-rivals verify docs lint clean
+.PHONY: help setup demo test test-fast bench bench-rivals verify verify-rtl docs lint clean
 
 help:
 	@echo 'make demo       set up, then inject faults into the embedded network'
@@ -31,6 +34,8 @@ help:
 	@echo 'make bench      set up, then measure against limits and rivals: table, out/bench'
 	@echo '                (BENCH=tile for one, BENCH=--quick for a short look)'
 	@echo 'make verify     check this installation against the RTL vectors'
+	@echo 'make verify-rtl run our own arrays in Verilator or Icarus and compare every register'
+	@echo '                (RTL_SIM=verilator or icarus; RTL=os-4x4 for one design, or options)'
 	@echo 'make docs       the documentation as a site, in site/'
 	@echo 'make lint       ruff'
 	@echo 'make setup      only set up $(VENV)'
@@ -80,6 +85,9 @@ $(RIVALS)/.ok: bench/rivals/requirements.txt
 
 verify: setup
 	$(BIN)/fsim verify
+
+verify-rtl: setup
+	RTL_SIM='$(RTL_SIM)' $(BIN)/python -m tests.rtl.verify_rtl $(RTL)
 
 # Outputs that the pages show are checked by tests/test_docs_site.py.
 docs: setup
