@@ -21,6 +21,10 @@ class FaultError(FsimError, ValueError):
     """A fault lies outside the machine, the schedule or a backend's domain."""
 
 
+class HangError(FaultError):
+    """A fault keeps the machine from giving a result within twice its schedule."""
+
+
 class TraceError(FsimError, OSError):
     """A trace file is damaged, hostile or not a trace."""
 

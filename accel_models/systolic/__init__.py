@@ -7,4 +7,5 @@ FAMILY = Family(
     dataflows=("ws", "os", "is"),
     overflow=("wrap", "saturate"),
     unsigned_acts=(False, True),
+    parameters={"sequencer": (0, 0, 1)},
 )

@@ -23,6 +23,8 @@ import numpy as np
 from fsim.accel_models.registers import Waveform, grid, padded, read_faults, register_names, state
 from fsim.types import wrap
 
+from .sequencer import cycle as sequenced
+
 
 def run(accel, a, b, d, table, waveform=False):
     """Multiply on the array, with faults.
@@ -37,6 +39,9 @@ def run(accel, a, b, d, table, waveform=False):
     (cycles, rows * cols), in OS; of the bottom row (cycles, cols) otherwise.
     """
     d = np.zeros((len(a), b.shape[1]), np.int64) if d is None else d
+    if accel.parameters.get("sequencer"):
+        edges = _edge_stationary, _edge_os
+        return sequenced.run(accel, a, b, d, table, waveform, edges)
     faults = read_faults(accel, table)
     waves = Waveform(waveform, register_names(accel))
     if accel.dataflow == "os":

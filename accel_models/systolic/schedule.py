@@ -16,16 +16,28 @@ from ..plan import ACC_OUT, MOVING, PRODUCT, WEIGHT, Plan, Segment, ceil_div
 _ALL = ("reference", "tile", "replay")
 IFMAP, FILTER, PSUM, MUL = range(4)
 
+COUNTERS = ("step", "fold")
+"""Registers of the sequencer, if the machine has it: `sequencer/cycle.py` says what they do."""
+
+COUNTER_BITS = 16
+
 
 def components(accel: Accel) -> tuple[Component, ...]:
     """Registers and nets of one PE, in fault-row order."""
     bits, stationary = accel.operand_bits, {"ws": "filter", "is": "ifmap"}.get(accel.dataflow)
     held = {name: " (stationary)" if name == stationary else "" for name in ("ifmap", "filter")}
-    return (
+    found = (
         Component("ifmap", bits, "register", "ifmap", _ALL, "activation operand" + held["ifmap"]),
         Component("filter", bits, "register", "filter", _ALL, "weight operand" + held["filter"]),
         Component("psum", accel.acc_bits, "register", "psum", _ALL, "partial sum"),
         Component("mul", accel.product_bits, "net", "product", _ALL, "product into the adder"),
+    )
+    if not accel.parameters.get("sequencer"):
+        return found
+    cycle_level = ("reference", "tile")
+    return found + tuple(
+        Component(name, COUNTER_BITS, "register", "control", cycle_level, about, grid=(1, 1))
+        for name, about in zip(COUNTERS, ("edge within the fold", "number of the fold"))
     )
 
 
@@ -33,11 +45,12 @@ def cycles(accel: Accel, m: int, k: int, n: int) -> int:
     """Cycles of one GEMM (m,k)(k,n): folds times cycles a fold."""
     if accel.dataflow == "is":
         m, n = n, m
-    folds, fold_cycles = _folds(accel, m, k, n)
+    folds, fold_cycles = fold_shape(accel, m, k, n)
     return folds * fold_cycles
 
 
-def _folds(accel: Accel, m: int, k: int, n: int) -> tuple[int, int]:
+def fold_shape(accel: Accel, m: int, k: int, n: int) -> tuple[int, int]:
+    """(folds, cycles of each) of a product; of the transposed one for input stationary."""
     rows, cols = accel.rows, accel.cols
     if accel.dataflow == "os":
         return ceil_div(m, rows) * ceil_div(n, cols), k + rows + cols - 2
@@ -50,7 +63,7 @@ def plan(accel: Accel, m: int, k: int, n: int) -> Plan:
     if transposed:
         m, n = n, m
     rows = accel.rows
-    _, fold_cycles = _folds(accel, m, k, n)
+    _, fold_cycles = fold_shape(accel, m, k, n)
     output_stationary = accel.dataflow == "os"
     if output_stationary:
         segments = (

@@ -42,6 +42,7 @@ from ..span import (
     never_saturates,
     pad,
 )
+from .sequencer import tile as sequencer
 
 # Slots of the state vector. WS and OS: ifmap, filter, psum. IS runs the WS machine on
 # transposed operands, so that there the moving operand is called filter.
@@ -410,6 +411,8 @@ def run(accel, a, b, d, table, waveform=False, clean=None):
 
     Raises FaultError for a fault outside the array or of a memory.
     """
+    if accel.parameters.get("sequencer"):
+        return sequencer.run(accel, a, b, d, table, waveform)
     if accel.dataflow == "os":
         return _run_os(accel, a, b, d, table, waveform, clean)
     if accel.dataflow == "is":
