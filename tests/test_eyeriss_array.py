@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from fsim.accel_models.eyeriss import array, layer
+from fsim.accel_models.eyeriss.cycle import SpadStrike, run_pe
 from fsim.accel_models.eyeriss.mapping import place
+from fsim.accel_models.eyeriss.schedule import RowPass
 from fsim.accel_models.load import load_accel
 from fsim.errors import ConfigError, MappingError
 from fsim.simulator import lower
@@ -298,3 +300,66 @@ def test_widths_that_would_not_wrap_alike_are_refused():
     wide = load_accel("eyeriss-like", overrides={"acc_bits": 32})
     with pytest.raises(ConfigError, match="acc_bits must equal product_bits"):
         place(wide, LAYERS["3x3"])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_ifmap_row_enters_at_one_pe_of_its_diagonal(name):
+    low = LAYERS[name]
+    mapping = place(SMALL, low)
+    channels = low.k // (low.kernel_h * low.kernel_w)
+    for number in range(mapping.passes):
+        readers = {}
+        for row, col in np.ndindex(SMALL.rows, SMALL.cols):
+            at = mapping.place(number, row, col)
+            if at is not None:
+                reads = at.output_row * low.stride[0] + at.kernel_row, at.channel
+                readers.setdefault(reads, []).append((row, col))
+                assert at.channel <= channels + mapping.row.q * mapping.channel_sets
+        entries = set()
+        for pes in readers.values():
+            found = {mapping.entry(*pe) for pe in pes}
+            lowest = min(col for _, col in pes)
+            assert len(found) == 1  # all that read a row share its entry,
+            (entry,) = found
+            assert entry in pes and entry[1] == lowest  # which is one of them,
+            assert entry[0] < mapping.chain  # in the first set of filters,
+            assert entry not in entries  # and no other row's
+            entries.add(entry)
+
+
+def test_buses_carry_a_word_in_the_cycle_in_which_it_is_written():
+    """A word wrong on a bus is a word flipped in the scratchpad after that edge."""
+    rng = np.random.default_rng(0)
+    for s, q, p, stride, outputs in ((3, 1, 2, 1, 4), (2, 2, 1, 1, 3), (2, 1, 3, 2, 3),
+                                     (1, 2, 2, 3, 3), (4, 1, 1, 3, 3)):  # fmt: skip
+        row = RowPass(s, q, p, stride, outputs)
+        ifmap = (rng.integers(1, 99, row.row) * 4).tolist()
+        filters = rng.integers(1, 99, row.filters).tolist()
+        none = [[0] * p for _ in range(outputs)]
+
+        def run(pixels, words, strikes=(), row=row, none=none):
+            return run_pe(EYERISS, row, pixels, words, none, strikes)
+
+        def flip(component, word, cycle):
+            return SpadStrike(component, word, 16, False, cycle, cycle, -1, 0, 1)
+
+        assert sorted(row.arrivals.values()) == sorted(
+            {f * row.step + i for f in range(outputs) for i in range(row.window)}
+        )
+        for cycle, pixel in row.arrivals.items():
+            f = next(f for f in range(outputs) if pixel < f * row.step + row.window)
+            wrong = ifmap[:pixel] + [ifmap[pixel] ^ 1] + ifmap[pixel + 1 :]
+            cell = pixel - f * row.step
+            struck = run(ifmap, filters, [flip("ifmap_spad", cell, cycle)])
+            assert struck == run(wrong, filters) != run(ifmap, filters)
+            early = run(ifmap, filters, [flip("ifmap_spad", cell, cycle - 1)])
+            assert early != struck  # not yet written
+        for word in range(row.filters):
+            wrong = filters[:word] + [filters[word] ^ 1] + filters[word + 1 :]
+            struck = run(ifmap, filters, [flip("filter_spad", word, word)])
+            assert struck == run(ifmap, wrong) != run(ifmap, filters)
+        for f in range(outputs):
+            last = row.start(f) + row.filters - 1
+            seen = [run(ifmap, filters, [flip("psum_spad", 0, t)])[f][0] for t in (last, last + 1)]
+            clean = run(ifmap, filters)[f][0]
+            assert seen == [clean ^ 1, clean]  # the sum leaves in the cycle after its last product
