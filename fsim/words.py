@@ -19,9 +19,13 @@ def protections(accel: dict) -> dict[str, str]:
 
 
 def protected_outcomes(accel: dict) -> tuple[str, ...]:
-    """Outcomes that only protected memories have: "corrected" and "due", as far as they can."""
+    """Outcomes that not every machine has: "corrected" and "due" of protected memories, as far
+    as they can, and "hang" of one with a sequencer.
+    """
     kinds = protections(accel).values()
-    return ("corrected",) * ("secded" in kinds) + ("due",) * bool(kinds)
+    parameters = accel.get("parameters")
+    counts = isinstance(parameters, dict) and bool(parameters.get("sequencer"))
+    return ("corrected",) * ("secded" in kinds) + ("due",) * bool(kinds) + ("hang",) * counts
 
 
 def protection_text(accel: dict) -> str:

@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from fsim.accel_models.families import has_tile
-from fsim.errors import FaultError
+from fsim.errors import FaultError, HangError
 from fsim.types import LEVEL, fault_table
 
 from . import layers, lower, updates
@@ -47,13 +47,14 @@ class FaultHooks:
         self.batch = batch
         self.backend = backend
         self._found: dict[tuple[int, bool], np.ndarray] = {}
+        self.hung: set[int] = set()  # inferences whose machine gave no result
         names = [component.name for component in placement.accel.components]
         self.acts, self.weights, self.psums = (names.index(n) for n in ("acts", "weights", "psums"))
 
     def part(self, begin: int, end: int) -> FaultHooks:
         """The hooks of inferences [begin, end) alone, numbered from 0."""
         hooks = copy.copy(self)
-        hooks.batch, hooks._found = self.batch.part(begin, end), {}
+        hooks.batch, hooks._found, hooks.hung = self.batch.part(begin, end), {}, set()
         return hooks
 
     def _acts(self, layer: int, fetched: bool) -> np.ndarray:
@@ -207,11 +208,26 @@ class FaultHooks:
         rows = self.batch.rows[index]
         indices, values = [], []
         for group in range(low.groups):
-            out, plain = self._product(op, low, inputs, acc, rows, group)
+            try:
+                out, plain = self._product(op, low, inputs, acc, rows, group)
+            except HangError:
+                self._no_result(slot)
+                break  # what follows is never computed
             m, n = np.nonzero(out != plain)
             indices.append(lower.psum_word(low, group, m, n) + slot * acc.size)
             values.append(out[m, n])
-        return np.concatenate(indices), np.concatenate(values)
+        none = np.zeros(0, np.int64)
+        return np.concatenate([none, *indices]), np.concatenate([none, *values])
+
+    def _no_result(self, slot: int) -> None:
+        """The machine of one inference hangs: its last accumulators will say so."""
+        last = self.placement.program.ops[-1]
+        if not last.is_array:
+            raise FaultError(
+                f"a machine that hangs is told apart by a network that ends on the array, "
+                f"got {last.name} at its end"
+            )
+        self.hung.add(slot)
 
     def _product(self, op, low, inputs, acc, rows, group):
         """(faulty, plain) final sums (m, n) of one group's product."""

@@ -134,9 +134,10 @@ def run_rows(
         placement, golden, read, hw_batch=hw_batch, backend=backend, batch=batch, first=first,
         end=end, threads=threads,
     )  # fmt: skip
+    hung = (acc == P.HUNG).any(axis=1)
     outcome = classify(
         golden.acc[first:end], acc, golden.top1[first:end], classes, corrected=corrected,
-        detected=detected,
+        detected=detected, hung=hung,
     )  # fmt: skip
     return TrialResult(trial, rows, acc, classes, outcome)
 
@@ -170,7 +171,8 @@ def run_read(
             images = golden.images[begin : begin + size]
             result = P.run(machine.program, images, hooks=hooks, threads=threads)
             acc.append(result.acc)
-            classes.append(top1(result.logits))
+            hung = (result.acc == P.HUNG).any(axis=1)
+            classes.append(np.where(hung, -1, top1(result.logits)).astype(np.int32))
         else:
             acc.append(golden.acc[begin : begin + size])
             classes.append(golden.top1[begin : begin + size])

@@ -75,6 +75,9 @@ __all__ = [
     "with_weights",
 ]
 
+HUNG = np.iinfo(np.int64).min
+"""Every last accumulator of an inference whose machine gave no result: no sum is that."""
+
 CHUNK = 128
 """Images that go through the network together, unless hooks want to see all."""
 
@@ -460,6 +463,9 @@ def _last(program, op, inputs, hooks, sums) -> tuple[np.ndarray, np.ndarray]:
             final.reshape(-1)[replaced[0]] = replaced[1]
     shift = 64 - program.acc_bits
     final = (final << shift) >> shift
+    hung = sorted(getattr(hooks, "hung", ()))
+    if hung:
+        final[hung] = HUNG
     logits = final.astype(np.float32) * op.multiplier
     return tuple(np.ascontiguousarray(_natural(v, op)).reshape(len(v), -1) for v in (logits, final))
 

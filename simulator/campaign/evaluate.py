@@ -97,9 +97,15 @@ class Evaluator:
             cuts = zip(drawn.begin[:-1], drawn.begin[1:])
             return self.machines(trial, [rows[a:b] for a, b in cuts], image)
         which = np.repeat(np.arange(len(trial)), each)
-        if drawn.single and not lasting and not self.whole:
+        if drawn.single and not lasting and not self.whole and not self._may_hang(rows):
             return self.differences(trial[which], image.reshape(-1), rows, which)
         return self.together(trial[which], image.reshape(-1), rows, drawn.begin, which)
+
+    def _may_hang(self, rows: np.ndarray) -> bool:
+        """Whether a machine may give no result, which differences cannot carry."""
+        table = self.placement.accel.components
+        control = [i for i, c in enumerate(table) if c.role == "control" and c.grid == (1, 1)]
+        return bool(np.isin(rows["component"], control).any())
 
     # --- whole inferences ---
 
@@ -282,7 +288,6 @@ class Evaluator:
         rows = np.zeros(len(trial), OUTCOME)
         rows["trial"], rows["image"] = trial, image
         rows["label"], rows["golden"] = golden.labels[image], golden.top1[image]
-        rows["faulty"] = classes
         outcome = np.empty(len(trial), np.uint8)
         same = (acc == golden.acc[image]).all(axis=1)
         rows["digest"][same] = self.golden.digests[image[same]]
@@ -290,11 +295,16 @@ class Evaluator:
         rows["digest"][changed] = tensor_digest(acc[changed])
         scale = self.placement.program.ops[-1].multiplier
         known = golden.acc[image]
+        hung = (acc == P.HUNG).any(axis=1)
+        classes = np.where(hung, -1, classes)
+        rows["faulty"] = classes
         failed = None
         if self.critical != DEFAULT:
             outputs = (x.astype(np.float32) * scale for x in (known, acc))
             failed = judge(self.critical, *outputs, golden.labels[image])
-        outcome[...] = classify(known, acc, golden.top1[image], classes, critical=failed)
+        outcome[...] = classify(
+            known, acc, golden.top1[image], classes, critical=failed, hung=hung
+        )
         rows["outcome"] = outcome
         return rows
 
