@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from fsim.errors import FaultError
 from fsim.jit import kernel
 from fsim.types import (
     LEVEL,
@@ -26,6 +25,7 @@ from fsim.types import (
     T_XOR,
 )
 
+from ..placed_faults import placed_faults
 from . import luts
 from .schedule import cycles
 
@@ -345,7 +345,7 @@ def run(accel, a, b, d, table, waveform=False, clean=None):
     Returns out (m, n) int64 and None or the waves. Raises FaultError for a fault of a
     memory or outside the machine.
     """
-    check(accel, table)
+    placed_faults(accel, table)  # refuses what is not on the machine
     (m, k), n = a.shape, b.shape[1]
     out = np.zeros((m, n), np.int64)
     total = cycles(accel, m, k, n) if waveform else 0
@@ -362,27 +362,3 @@ def run(accel, a, b, d, table, waveform=False, clean=None):
         return out, None
     names = ("ifmap", "filter", "psum", "mul_lut", "add_lut")
     return out, dict(zip(names, waves)) | {"out": waves[2].reshape(total, -1)}
-
-
-def check(accel, table: np.ndarray) -> None:
-    """FaultError unless every row names a register or net of the machine, inside it."""
-    for number, entry in enumerate(table.tolist()):
-        where = f"(row {number} of the fault table)"
-        if not 0 <= entry[T_COMPONENT] <= ADD_LUT:
-            raise FaultError(
-                f"component must be 0 to {ADD_LUT}, a register or net, got {entry[T_COMPONENT]} "
-                f"{where}"
-            )
-        component = accel.components[entry[T_COMPONENT]]
-        rows, cols, words = accel.grid(component)
-        word = 0 if words == 1 and entry[T_WORD] == -1 else entry[T_WORD]
-        if not (0 <= entry[T_ROW] < rows and 0 <= entry[T_COL] < cols and 0 <= word < words):
-            raise FaultError(
-                f"a fault of {component.name!r} must lie inside {rows} x {cols} places of {words} "
-                f"words, got row={entry[T_ROW]}, col={entry[T_COL]}, word={word} {where}"
-            )
-        if component.kind == "net" and entry[T_EFFECT] != LEVEL:
-            raise FaultError(
-                f"net {component.name!r} stores nothing and takes LEVEL faults only, "
-                f"got a STATE fault {where}"
-            )

@@ -26,6 +26,7 @@ from fsim.types import (
     T_XOR,
 )
 
+from ..placed_faults import placed_faults
 from .schedule import adc_width, cell_width, exact, fold_cycles, slices, sum_width
 
 # Components in fault-row order.
@@ -268,7 +269,7 @@ def run(accel, a, b, d, table, waveform=False, clean=None):
     Returns out (m, n) int64 and None or the waves. Raises FaultError for a fault of a
     memory or outside the machine.
     """
-    check(accel, table)
+    placed_faults(accel, table)  # refuses what is not on the machine
     (m, k), n = a.shape, b.shape[1]
     rows, cols, length = accel.rows, accel.cols, fold_cycles(accel, m)
     out = np.zeros((m, n), np.int64) if d is None else d.astype(np.int64)
@@ -312,35 +313,3 @@ def acting(table: np.ndarray, base: int, length: int) -> np.ndarray:
     if base == 0:
         here |= table[:, T_FIRST] < 0
     return np.ascontiguousarray(table[here])
-
-
-def check(accel, table: np.ndarray) -> None:
-    """FaultError unless every row names a register or net of the machine, inside it."""
-    from fsim.errors import FaultError
-
-    for number, component in enumerate(accel.components):
-        mine = table[table[:, T_COMPONENT] == number]
-        if not len(mine):
-            continue
-        if component.kind == "memory":
-            raise FaultError(
-                f"a cycle-level run takes faults of registers and nets, got memory "
-                f"{component.name!r}"
-            )
-        sizes = accel.grid(component)
-        for column, size in zip((T_ROW, T_COL, T_WORD), sizes):
-            low = -1 if column == T_WORD and size == 1 else 0
-            if mine[:, column].min() < low or mine[:, column].max() >= size:
-                raise FaultError(
-                    f"a fault of {component.name!r} must lie inside {sizes[0]} x {sizes[1]} "
-                    f"places of {sizes[2]} words, got {mine[:, column].tolist()[0]}"
-                )
-        if component.kind == "net" and (mine[:, T_EFFECT] == STATE).any():
-            raise FaultError(
-                f"net {component.name!r} stores nothing and takes LEVEL faults only, "
-                f"got a STATE fault"
-            )
-    if len(table) and not (
-        0 <= table[:, T_COMPONENT].min() and table[:, T_COMPONENT].max() < len(accel.components)
-    ):
-        raise FaultError(f"component must be 0 to {len(accel.components) - 1}")
