@@ -7,8 +7,7 @@ damage of the machine.
 
 Every weight has cells of its own, as in a crossbar that holds all weights at once; a
 layer that the network uses twice has one set of them. In a shared SRAM the weights of
-several layers would meet the same cells one after another, which needs an address map
-that accelerator descriptions do not have yet.
+several layers meet the same cells one after another: that is a chip's map (`chip_map.py`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 A protection turns the faults of some parts of the machine into corrected ones: SECDED over
 the words of a layer's memory, hardened cells for single bits of a register. What remains is
-the share of failures elsewhere, so no new simulation is needed.
+the share of failures elsewhere, so no new simulation is needed. That is what SECDED does to single
+flips; check bits, which are struck too, and several errors in one memory word are matters of a
+campaign on a machine that has the protection (`simulator/protection.py`).
 
 The parts are ranked by one half of the trials and the remainder is estimated from the other
 half: a ranking fitted to the data it is judged by would promise too much. Intervals hold
