@@ -20,7 +20,7 @@ def read(path):
     """(name with its scopes -> width, and -> values by time as {time: text}) of a file."""
     reader = pytest.importorskip("vcd.reader", reason="pyvcd reads the files back")
     kinds = reader.TokenKind
-    widths, names, values, scope, time = {}, {}, {}, [], None
+    widths, codes, values, scope, time = {}, {}, {}, [], None
     with path.open("rb") as file:
         for token in reader.tokenize(file):
             if token.kind is kinds.SCOPE:
@@ -29,17 +29,18 @@ def read(path):
                 scope.pop()
             elif token.kind is kinds.VAR:
                 name = ".".join((*scope, token.var.reference))
-                assert name not in widths and token.var.id_code not in names
-                widths[name], names[token.var.id_code] = token.var.size, name
-                values[name] = {}
+                assert name not in widths
+                widths[name] = token.var.size
+                # Names of one net share its changes.
+                values[name] = codes.setdefault(token.var.id_code, {})
             elif token.kind is kinds.CHANGE_TIME:
                 assert time is None or token.time_change > time
                 time = token.time_change
             elif token.kind is kinds.CHANGE_SCALAR:
-                values[names[token.scalar_change.id_code]][time] = token.scalar_change.value
+                codes[token.scalar_change.id_code][time] = token.scalar_change.value
             elif token.kind is kinds.CHANGE_VECTOR:
                 change = token.vector_change
-                values[names[change.id_code]][time] = change.value
+                codes[change.id_code][time] = change.value
     assert not scope
     return widths, values
 
@@ -81,6 +82,7 @@ def test_every_register_of_every_cycle_reads_back(run, tmp_path):
             got = by_cycle(values[f"{top}.out.out_{j}"], 32, result.cycles)
             np.testing.assert_array_equal(got, result.waveform["out"][:, j])
     assert len(widths) == 4 + 2 * (3 * 12 + 4)
+    assert len({id(changes) for changes in values.values()}) == len(widths)
 
 
 def test_clock_cycle_and_markers(run, tmp_path):

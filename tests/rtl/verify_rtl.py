@@ -132,7 +132,7 @@ def random_operands(rng, design: Design, dataflow: str):
             break
     top, limit = 1 << (design.operand_bits - 1), 1 << (design.acc_bits - 1)
     a, b = rng.integers(-top, top, (m, k)), rng.integers(-top, top, (k, n))
-    return a, b, rng.integers(-limit, limit, (m, n)) // (2 if design.saturate else 1)
+    return a, b, rng.integers(-limit, limit, (m, n))
 
 
 def random_fault(rng, accel: Accel, number: int, count: int) -> tuple[np.ndarray, str, str]:
