@@ -11,9 +11,6 @@ from fsim.types import Component
 
 from .families import Family, Loops, default_loops, family, package
 
-DATAFLOWS = ("ws", "os", "is")
-"""Weight, output and input stationary; families may have dataflows of their own."""
-
 MEMORIES = ("acts", "weights", "psums")
 """On-chip tensor memories of every machine: feature maps, filters, partial sums."""
 

@@ -79,6 +79,7 @@ def test_a_file_gives_exactly_what_it_says(tmp_path):
             "weights": Buffer(0.5, False),
             "psums": Buffer(1.0, False),
         },
+        parameters={"sequencer": 0},
         sources={key: "assumed" for key in NUMBERS},
     )
 

@@ -43,8 +43,9 @@ def accel_options(given: bool = True, required: bool = True):
     options = [
         click.option(
             "--dataflow",
-            type=click.Choice(["ws", "os", "is"]),
-            help="Weight, output or input stationary, instead of the accelerator's own.",
+            metavar="NAME",
+            help="ws, os, is (weight, output, input stationary) or another that the machine can "
+            "run, instead of its own.",
         ),
         click.option(
             "--set",
