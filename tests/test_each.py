@@ -1,0 +1,52 @@
+"""Faults struck alone, many in one call, against `gemm` called once for each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fsim import FaultError, load_accel
+from fsim.simulator.crosscheck import random_table
+from fsim.simulator.each import gemm_each
+from fsim.simulator.gemm import gemm
+from fsim.simulator.runners import table_rows
+
+MACHINES = [
+    ("systolic", "ws"), ("systolic", "os"), ("systolic", "is"),
+    ("gemmini-like", "ws"), ("gemmini-like", "os"), ("pipelined-systolic", "os"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "dataflow"), MACHINES)
+def test_each_run_changes_what_gemm_changes(name, dataflow):
+    machine = load_accel(name, dataflow=dataflow, overrides={"rows": 3, "cols": 4})
+    rng = np.random.default_rng(4)
+    a, b = rng.integers(-128, 128, (5, 7)), rng.integers(-128, 128, (7, 9))
+    d = rng.integers(-(10**6), 10**6, (5, 9))
+    served = [i for i, c in enumerate(machine.components) if "replay" in c.backends]
+    cycles = machine.schedule.cycles(machine, 5, 7, 9)
+    rows = table_rows(random_table(rng, machine, served, cycles, 300))
+    run, output, value = gemm_each(a, b, d, accel=machine, faults=rows)
+    golden = gemm(a, b, d, accel=machine).out
+    changed = 0
+    for number in range(len(rows)):
+        faults = rows[number : number + 1]
+        wanted = gemm(a, b, d, accel=machine, faults=faults, backend="reference").out
+        got = golden.copy()
+        got.reshape(-1)[output[run == number]] = value[run == number]
+        np.testing.assert_array_equal(got, wanted)
+        changed += int((wanted != golden).sum())
+    assert changed == len(run) > 300
+    assert (np.diff(run) >= 0).all() and (value != golden.reshape(-1)[output]).all()
+
+
+def test_what_is_not_served_is_refused():
+    saturating = load_accel("systolic", overrides={"acc_bits": 18, "overflow": "saturate"})
+    full = np.full((2, 9), -128)
+    with pytest.raises(FaultError, match="gemm takes them one at a time"):
+        gemm_each(full, full.T, accel=saturating, faults=[])
+    gemmini = load_accel("gemmini-like")
+    rows = table_rows(np.zeros((1, 10), np.int64))
+    rows["component"] = gemmini.component_index("valid")
+    with pytest.raises(FaultError, match="backend replay does not serve"):
+        gemm_each(full, full.T, accel=gemmini, faults=rows)
