@@ -88,6 +88,8 @@ def read_rows(path: str | Path) -> RowFile:
             fields[field] = arrays[key].astype(np.int64)
             if fields[field].shape != (int(meta["n_vectors"]),):
                 raise ConfigError(f"{key} must have n_vectors entries ({path}: {key})")
+            if field != "fstart" and (fields[field] < 0).any():
+                raise ConfigError(f"{key} must not be negative ({path}: {key})")
         if len(fields["case"]) > MAX_VECTORS:
             raise ConfigError(f"n_vectors must be at most {MAX_VECTORS} ({path}: meta)")
         key, faults = "f_out", []
