@@ -98,13 +98,13 @@ def mask_of(fault: Fault, component: Component, where: str) -> int:
                 f"{where}: bit must be in 0..{component.bits - 1} ({component.bits}-bit "
                 f"{component.kind}), got {fault.bit}"
             )
-        return 1 << fault.bit
+        return 1 << int(fault.bit)  # a NumPy integer would not shift beyond its width
     if not 0 < fault.mask < 1 << component.bits:
         raise FaultError(
             f"{where}: mask must be in 1..{(1 << component.bits) - 1:#x} ({component.bits}-bit "
             f"{component.kind}), got {fault.mask:#x}"
         )
-    return fault.mask
+    return int(fault.mask)
 
 
 def _window(fault: Fault, component: Component, cycles: int, where: str) -> tuple[int, int, int]:

@@ -211,6 +211,13 @@ def test_sums_that_are_hit_are_held_and_do_not_wrap(component, bit, delay, above
     assert changed(fault, a=[[-10]], b=[[10]])[0].tolist() == [[below]]
 
 
+def test_faults_may_be_named_by_integers_of_numpy():
+    """As they come from a file of vectors: 32 bits, and a register of 35."""
+    numbers = {name: np.int32(x) for name, x in (("row", 0), ("col", 0), ("bit", 34))}
+    fault = Fault("calc_sum", **numbers, kind="flip", cycle=np.int32(7))
+    assert changed(fault, a=[[10]], b=[[10]])[0].tolist() == [[-(2**31)]]
+
+
 def test_zeros_are_gated():
     a, b = A.copy(), B.copy()
     a[1, 3], b[5, 2] = 0, 0
