@@ -36,7 +36,7 @@ import numpy as np
 from fsim.accel_models.accel import CHECK
 from fsim.errors import ConfigError, FaultError
 from fsim.fault_models.rows import flip_rows
-from fsim.types import FAULT, LEVEL
+from fsim.types import LEVEL, STATE
 
 from .kernels import ecc
 from .kernels.ecc import CLEAN, CORRECTED, DETECTED
@@ -191,7 +191,6 @@ class _Words:
             same &= np.diff(column[self.order]) == 0
         self.begins = np.flatnonzero(np.concatenate([[True], ~same, [True]]))
         self.heads = np.minimum.reduceat(self.order, self.begins[:-1])
-        # Which interval comes first is told by order alone; the kernel compares neighbours.
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """(FAULT rows of tensor words that are read wrong, (r,) row that each is instead of)."""
@@ -323,8 +322,7 @@ def _told_apart(placement, memory: str, check: int, source, rows, key, every):
         return (low < high)[word]
 
     lasting = rows["effect"] == LEVEL
-    some = np.bincount(word, lasting, minlength=count)[word] > 0
-    by_time = lasting & some & (differ(lasting.astype(np.int64)) | differ(rows["first"])
+    by_time = lasting & (differ(lasting.astype(np.int64)) | differ(rows["first"])
                                 | differ(rows["last"]))  # fmt: skip
     by_key = (key < 0) & differ((key < 0).astype(np.int64))
     if not (by_time | by_key).any():
@@ -339,7 +337,7 @@ def _told_apart(placement, memory: str, check: int, source, rows, key, every):
             for time in times:
                 row = rows[i : i + 1].copy()
                 if time is not None:
-                    row["effect"], row["first"], row["last"] = 0, time, time
+                    row["effect"], row["first"], row["last"] = STATE, time, time
                 if by_key[i]:
                     row["image"] = inference
                 found.append((source[i], row, inference))
@@ -347,4 +345,4 @@ def _told_apart(placement, memory: str, check: int, source, rows, key, every):
     return np.array(source, np.int64), np.concatenate(rows), np.array(key, np.int64)
 
 
-__all__ = ["CLEAN", "CORRECTED", "DETECTED", "FAULT", "Code", "Read", "code_of", "read_rows"]
+__all__ = ["CLEAN", "CORRECTED", "DETECTED", "Code", "Read", "code_of", "read_rows"]
