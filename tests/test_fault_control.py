@@ -168,8 +168,10 @@ def test_a_hang_is_an_outcome_of_its_own(session):
     np.testing.assert_array_equal(one.acc, found.acc)
     # Whether an image hangs is a matter of its row alone: its layer's product, by itself.
     for image in np.flatnonzero(hung)[:2].tolist():
-        alone = run_rows(session.placement, golden, rows[rows["image"] == image], backend="reference",
-                         first=image, count=1)  # fmt: skip
+        mine = rows[rows["image"] == image]
+        alone = run_rows(
+            session.placement, golden, mine, backend="reference", first=image, count=1
+        )
         assert alone.outcome.tolist() == [Outcome.HANG]
 
 
