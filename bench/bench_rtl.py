@@ -27,7 +27,7 @@ from .timing import seconds
 
 SIZE = 16
 ROUNDS, QUICK_ROUNDS = 7, 2
-FAULTS = 20_000
+FAULTS = 200_000
 """Injections a round of replay; the others get the first of them."""
 FEW = {"rtl": 4_000, "tile": 400}
 REGISTERS = ("ifmap", "filter", "psum")
@@ -127,7 +127,7 @@ def main(quick: bool = False) -> list[Figure]:
     rows = table_rows(tables)
 
     def replayed():
-        return gemm_each(a, b, d, accel=accel, faults=rows)
+        return gemm_each(a, b, d, accel=accel, faults=tables)
 
     def simulated():
         for one in tables[: FEW["tile"]]:

@@ -7,12 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from fsim.accel_models.accel import Accel
+from fsim.accel_models.plan import ACC_OUT, MOVING, WEIGHT, Plan
 from fsim.errors import FaultError
 from fsim.fault_models.explicit import rows_of
-from fsim.types import FAULT, T_LAST, T_WORD, Fault, fault_table
+from fsim.types import (
+    FAULT,
+    STATE,
+    T_COL,
+    T_COMPONENT,
+    T_EFFECT,
+    T_FIRST,
+    T_LAST,
+    T_ROW,
+    T_WORD,
+    Fault,
+    fault_table,
+)
 
 from .gemm import check_operands, check_rows, choose_backend, clean, configure, overflow_free
-from .kernels.each import replay_each
+from .kernels.each import flip_each, replay_each
 from .replay import _FAR, component_bits
 
 
@@ -22,7 +35,8 @@ def gemm_each(
     """What each fault, struck alone, changes in a @ b + d; by replay, in one compiled call.
 
     a, b, d, accel  as of `gemm`
-    faults          `Fault` values or FAULT rows, every one a run of its own
+    faults          `Fault` values, FAULT rows, or an int64 (f, 10) fault table (see
+                    `fsim.types.fault_table`); every one a run of its own
 
     Returns (run, output, value), int64 and equally long, sorted by run: output m * n_size + n of
     run number `run` is `value` instead of the fault-free one. `gemm` with faults=[faults[run]]
@@ -34,19 +48,19 @@ def gemm_each(
     accel = configure(accel)
     a, b, d = check_operands(accel, a, b, d)
     (m, k), n = a.shape, b.shape[1]
-    if isinstance(faults, np.ndarray) and faults.dtype == FAULT:
-        check_rows(faults, accel)
-        rows = faults
+    if isinstance(faults, np.ndarray) and faults.dtype == np.int64 and faults.ndim == 2:
+        table = faults.copy()
+    elif isinstance(faults, np.ndarray) and faults.dtype == FAULT:
+        table = fault_table(faults)
     else:
-        rows = rows_of(faults, accel, accel.schedule.cycles(accel, m, k, n))
-    choose_backend(accel, rows, "replay", False)
+        table = fault_table(rows_of(faults, accel, accel.schedule.cycles(accel, m, k, n)))
+    _check(accel, table)
     if not hasattr(accel.schedule, "plan") or not overflow_free(accel, a, b, d):
         raise FaultError(
             f"faults struck alone need an accumulation plan and sums that stay within bounds, "
             f"which {accel.name} does not have here; gemm takes them one at a time"
         )
     plan = accel.schedule.plan(accel, m, k, n)
-    table = fault_table(rows)
     np.minimum(table[:, T_LAST], _FAR, out=table[:, T_LAST])
     golden = clean(accel, a, b, d)
     if plan.transposed:
@@ -54,7 +68,10 @@ def gemm_each(
         stored = table[:, T_WORD] >= 0
         row, col = np.divmod(table[stored, T_WORD], n)
         table[stored, T_WORD] = col * m + row
-    found = replay_each(
+    flips = (table[:, T_EFFECT] == STATE) & (table[:, T_FIRST] >= 0) & (table[:, T_WORD] < 0)
+    flips &= np.array([c.kind == "register" for c in accel.components])[table[:, T_COMPONENT]]
+    kernel = flip_each if direct(plan) and flips.all() else replay_each
+    found = kernel(
         np.ascontiguousarray(a), np.ascontiguousarray(b.T), np.ascontiguousarray(d),
         np.ascontiguousarray(golden), plan.vector(), plan.table(), component_bits(accel), table,
     )  # fmt: skip
@@ -65,3 +82,53 @@ def gemm_each(
         order = np.lexsort((output, run))
         run, output, value = run[order], output[order], value[order]
     return run, output, value
+
+
+def _check(accel: Accel, table: np.ndarray) -> None:
+    """FaultError for a row that is not of this machine or that replay does not serve."""
+    if not len(table):
+        return
+    used = table[:, T_COMPONENT]
+    rows = np.zeros(2, FAULT)
+    rows["component"] = np.clip([used.min(), used.max()], -1, len(accel.components))
+    check_rows(rows, accel)
+    # One row for each component: what serves a component serves all its faults.
+    present = np.flatnonzero(np.bincount(used))
+    rows = np.zeros(len(present), FAULT)
+    rows["component"] = present
+    choose_backend(accel, rows, "replay", False)
+    pes = table[table[:, T_WORD] < 0]
+    for column, size, name in ((T_ROW, accel.rows, "row"), (T_COL, accel.cols, "col")):
+        if len(pes) and not 0 <= pes[:, column].min() <= pes[:, column].max() < size:
+            raise FaultError(
+                f"{name} must be in 0..{size - 1} on {accel.name}, "
+                f"got {pes[:, column].min()}..{pes[:, column].max()}"
+            )
+
+
+def direct(plan: Plan) -> bool:
+    """Whether every register of the plan holds one term, or one sum, for a flip to change.
+
+    Output stationary, one fold, adders that wrap; moving operands pass from column 0 to the
+    output's own, weights from row 0, sums stay where they are until the fold ends.
+    """
+    shapes = {
+        MOVING: ("col", (0, 0, 0), (0, 0, 1), None),
+        WEIGHT: ("row", (0, 0, 0), (0, 1, 0), None),
+        ACC_OUT: ("", (0, 0, 0), (0, 0, 0), plan.phase_cycles - 1),
+    }
+    registers = [segment for segment in plan.segments if segment.stage in shapes]
+    fixed = {MOVING: 3, WEIGHT: 2, ACC_OUT: 4}  # the coordinate that is not the fault's own
+    return (
+        plan.output_stationary and plan.folds == 1 and plan.init_d and not plan.saturate
+        and plan.phase_cycles >= plan.slots
+        and all(
+            (segment.hops, segment.lo, segment.hi, segment.last_hold) == shapes[segment.stage]
+            and segment.hold is None and segment.time[1] == 1
+            and segment.time[fixed[segment.stage]] == 0
+            and len(set(segment.components)) == 1
+            for segment in registers
+        )
+        and len({segment.components for segment in registers}) == len(registers) == 3
+        and len(plan.segments) == 4  # and the product, a net, that no flip is in
+    )  # fmt: skip

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from fsim import FaultError, load_accel
 from fsim.simulator.crosscheck import random_table
-from fsim.simulator.each import gemm_each
+from fsim.simulator.each import direct, gemm_each
 from fsim.simulator.gemm import gemm
 from fsim.simulator.runners import table_rows
+from fsim.types import STATE, T_EFFECT
 
 MACHINES = [
     ("systolic", "ws"), ("systolic", "os"), ("systolic", "is"),
@@ -38,6 +41,40 @@ def test_each_run_changes_what_gemm_changes(name, dataflow):
         changed += int((wanted != golden).sum())
     assert changed == len(run) > 300
     assert (np.diff(run) >= 0).all() and (value != golden.reshape(-1)[output]).all()
+
+
+@pytest.mark.parametrize("bits", [(8, 16, 32), (5, 9, 12)])
+def test_flips_of_an_output_stationary_array_go_the_short_way_to_the_same_bits(bits):
+    machine = dataclasses.replace(
+        load_accel("systolic", dataflow="os", overrides={"rows": 3, "cols": 4}),
+        operand_bits=bits[0], product_bits=bits[1], acc_bits=bits[2],
+    )  # fmt: skip
+    rng = np.random.default_rng(4)
+    top, limit = 1 << (bits[0] - 1), 1 << (bits[2] - 1)
+    a, b = rng.integers(1 - top, top, (5, 7)), rng.integers(1 - top, top, (7, 9))
+    d = rng.integers(-limit, limit, (5, 9))
+    cycles = machine.schedule.cycles(machine, 5, 7, 9)
+    assert direct(machine.schedule.plan(machine, 5, 7, 9))
+    table = random_table(rng, machine, [0, 1, 2], cycles, 3000)
+    table = table[table[:, T_EFFECT] == STATE]
+    assert len(table) > 500
+    run, output, value = gemm_each(a, b, d, accel=machine, faults=table)
+    golden = gemm(a, b, d, accel=machine).out
+    for number in range(len(table)):
+        wanted = gemm(
+            a, b, d, accel=machine, faults=table_rows(table[number : number + 1]), backend="tile"
+        ).out
+        got = golden.copy()
+        got.reshape(-1)[output[run == number]] = value[run == number]
+        np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(golden.reshape(-1)[output] != value, True)
+
+
+def test_a_pe_outside_the_array_is_refused():
+    machine = load_accel("systolic", dataflow="os", overrides={"rows": 3, "cols": 4})
+    table = np.array([[0, 3, 0, -1, STATE, 0, 0, -1, 0, 1]])
+    with pytest.raises(FaultError, match="row must be in 0..2"):
+        gemm_each([[1]], [[1]], accel=machine, faults=table)
 
 
 def test_what_is_not_served_is_refused():

@@ -5,16 +5,32 @@ from __future__ import annotations
 import numpy as np
 
 from fsim.accel_models.plan import (
+    MOVING,
+    P_ACC_BITS,
+    P_BASE0,
     P_COLS,
     P_FOLDS,
+    P_M,
     P_N,
     P_N_TILES,
     P_OUTPUT_STATIONARY,
+    P_PHASE_CYCLES,
+    P_PRODUCT_BITS,
     P_ROWS,
+    P_SLOTS,
+    S_EVEN,
+    S_LAST_E,
+    S_STAGE,
+    S_T,
+    S_T_J,
+    S_T_L,
+    S_T_P,
+    WEIGHT,
 )
 from fsim.jit import kernel
+from fsim.types import T_COL, T_COMPONENT, T_FIRST, T_ROW
 
-from .replay import mark, walk
+from .replay import apply_mask, mark, walk, wrap
 
 
 @kernel
@@ -68,4 +84,87 @@ def replay_each(a, b_t, d, clean, plan, segments, bits, tables):
                 found[count, 0], found[count, 1], found[count, 2] = f, index, value
                 count += 1
             words[word] = 0
+    return found[:count].copy()
+
+
+@kernel
+def flip_each(a, b_t, d, clean, plan, segments, bits, tables):
+    """`replay_each` where one flip is one changed term of a sum that wraps.
+
+    For output-stationary plans of one fold whose segments are those of `simulator.each.direct`,
+    and STATE rows of registers in cycle 0 or later. An operand flipped in slot u adds
+    (x' - x) w to each output that it still passes; a sum flipped after slot u adds what the
+    mask makes of the terms up to u. Adders that wrap carry either to the end unchanged.
+    """
+    m_size, n_size, n_tiles = plan[P_M], plan[P_N], plan[P_N_TILES]
+    rows, cols, slots = plan[P_ROWS], plan[P_COLS], plan[P_SLOTS]
+    length, product_bits, acc_bits = plan[P_PHASE_CYCLES], plan[P_PRODUCT_BITS], plan[P_ACC_BITS]
+    phases = n_tiles * (-(-m_size // rows))
+    space = 1024
+    found = np.empty((space, 3), np.int64)
+    count = 0
+    for f in range(tables.shape[0]):
+        component, row, col = tables[f, T_COMPONENT], tables[f, T_ROW], tables[f, T_COL]
+        width = bits[component]
+        if count + max(rows, cols) > space:
+            space = 2 * space + max(rows, cols)
+            grown = np.empty((space, 3), np.int64)
+            grown[:count] = found[:count]
+            found = grown
+        for s in range(segments.shape[0]):
+            if segments[s, S_EVEN] != component:
+                continue
+            stage = segments[s, S_STAGE]
+            time = tables[f, T_FIRST] - plan[P_BASE0]
+            past = segments[s, S_T]  # cycles of the phase before slot 0 stands in this register
+            if stage == MOVING:
+                past += segments[s, S_T_P] * row + segments[s, S_T_L] * col
+            elif stage == WEIGHT:
+                past += segments[s, S_T_J] * col + segments[s, S_T_L] * row
+            else:
+                past += segments[s, S_T_P] * row + segments[s, S_T_J] * col
+            if stage == MOVING or stage == WEIGHT:
+                phase = (time - past) // length
+                u = time - past - phase * length
+            else:
+                phase = time // length
+                u = time - phase * length - past
+                if u >= slots and time - phase * length <= segments[s, S_LAST_E]:
+                    u = slots - 1  # the finished sum waits to be read
+            if phase < 0 or phase >= phases or u < 0 or u >= slots:
+                continue
+            m, n = phase // n_tiles * rows + row, phase % n_tiles * cols + col
+            if stage == MOVING and m < m_size:
+                x = a[m, u]
+                struck = apply_mask(x, tables, f, width, 1)
+                for at in range(n, min(n - col + cols, n_size)):
+                    w = b_t[at, u]
+                    delta = wrap(struck * w, product_bits) - x * w
+                    value = wrap(clean[m, at] + delta, acc_bits)
+                    if value != clean[m, at]:
+                        found[count, 0], found[count, 1] = f, m * n_size + at
+                        found[count, 2] = value
+                        count += 1
+            elif stage == WEIGHT and n < n_size:
+                w = b_t[n, u]
+                struck = apply_mask(w, tables, f, width, 1)
+                for at in range(m, min(m - row + rows, m_size)):
+                    x = a[at, u]
+                    delta = wrap(x * struck, product_bits) - x * w
+                    value = wrap(clean[at, n] + delta, acc_bits)
+                    if value != clean[at, n]:
+                        found[count, 0], found[count, 1] = f, at * n_size + n
+                        found[count, 2] = value
+                        count += 1
+            elif stage != MOVING and stage != WEIGHT and m < m_size and n < n_size:
+                total = d[m, n]
+                for i in range(u + 1):
+                    total += a[m, i] * b_t[n, i]
+                total = wrap(total, acc_bits)
+                delta = apply_mask(total, tables, f, width, 1) - total
+                value = wrap(clean[m, n] + delta, acc_bits)
+                if value != clean[m, n]:
+                    found[count, 0], found[count, 1] = f, m * n_size + n
+                    found[count, 2] = value
+                    count += 1
     return found[:count].copy()
