@@ -92,7 +92,7 @@ def test_rows_lie_on_the_machine(machine, name, placements):
     placement, _ = placements[machine]
     model = of_text(MODELS[name])
     some = 0
-    for trial in range(25):
+    for trial in range(8):
         rows = drawn(placement, model, trial)
         assert rows.dtype == FAULT
         check_rows(placement, rows, IMAGES)
