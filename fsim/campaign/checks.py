@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from fsim.accel_models.accel import PROTECTIONS
 from fsim.errors import TraceError
 from fsim.fault_models import families
 from fsim.simulator.campaign.frame import Frame
@@ -69,8 +70,9 @@ _TASK = {
 }  # fmt: skip
 _ACCEL = {
     "name": _TEXT, "dataflow": _TEXT, "rows": _SIZE, "cols": _SIZE, "operand_bits": _SIZE,
-    "acc_bits": _SIZE,
+    "acc_bits": _SIZE, "buffers": _OBJECT,
 }  # fmt: skip
+_BUFFER = {"protection": _one_of(*PROTECTIONS), "word_bits": _whole(1, 64)}
 _CAMPAIGN = {
     "version": _whole(1), "design": _one_of("single", "flips", "chips", "events", "list"),
     "frame": _kind(dict, _NONE), "flips": _kind(list), "bits": _or_null(_whole(1, 1 << 40)),
@@ -108,6 +110,10 @@ def check_task(task: dict) -> None:
     """The task of a campaign must state all that makes one; TraceError names what does not."""
     _fields(task, _TASK, "task")
     _fields(task["accel"], _ACCEL, "task.accel")
+    buffers = task["accel"]["buffers"]
+    _fields(buffers, dict.fromkeys(buffers, _OBJECT), "task.accel.buffers")
+    for name, buffer in buffers.items():
+        _fields(buffer, _BUFFER, f"task.accel.buffers.{name}", optional=True)
     _fields(task["campaign"], {"critical": _TEXT}, "task.campaign", optional=True)
     names = _or_null(_NAMES)
     _fields(task["select"], {"layers": names, "sites": names}, "task.select")
