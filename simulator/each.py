@@ -10,22 +10,10 @@ from fsim.accel_models.accel import Accel
 from fsim.accel_models.plan import ACC_OUT, MOVING, WEIGHT, Plan
 from fsim.errors import FaultError
 from fsim.fault_models.explicit import rows_of
-from fsim.types import (
-    FAULT,
-    STATE,
-    T_COL,
-    T_COMPONENT,
-    T_EFFECT,
-    T_FIRST,
-    T_LAST,
-    T_ROW,
-    T_WORD,
-    Fault,
-    fault_table,
-)
+from fsim.types import FAULT, T_LAST, T_WORD, Fault, fault_table
 
 from .gemm import check_operands, check_rows, choose_backend, clean, configure, overflow_free
-from .kernels.each import flip_each, replay_each
+from .kernels.each import flip_each, replay_each, survey
 from .replay import _FAR, component_bits
 
 
@@ -49,28 +37,29 @@ def gemm_each(
     a, b, d = check_operands(accel, a, b, d)
     (m, k), n = a.shape, b.shape[1]
     if isinstance(faults, np.ndarray) and faults.dtype == np.int64 and faults.ndim == 2:
-        table = faults.copy()
+        table = np.ascontiguousarray(faults)
     elif isinstance(faults, np.ndarray) and faults.dtype == FAULT:
         table = fault_table(faults)
     else:
         table = fault_table(rows_of(faults, accel, accel.schedule.cycles(accel, m, k, n)))
-    _check(accel, table)
+    flips = _check(accel, table)
     if not hasattr(accel.schedule, "plan") or not overflow_free(accel, a, b, d):
         raise FaultError(
             f"faults struck alone need an accumulation plan and sums that stay within bounds, "
             f"which {accel.name} does not have here; gemm takes them one at a time"
         )
     plan = accel.schedule.plan(accel, m, k, n)
-    np.minimum(table[:, T_LAST], _FAR, out=table[:, T_LAST])
+    short = flips and direct(plan)
+    if not short:
+        table = table.copy()
+        np.minimum(table[:, T_LAST], _FAR, out=table[:, T_LAST])
     golden = clean(accel, a, b, d)
     if plan.transposed:
         a, b, d, golden = b.T, a.T, d.T, golden.T
         stored = table[:, T_WORD] >= 0
         row, col = np.divmod(table[stored, T_WORD], n)
         table[stored, T_WORD] = col * m + row
-    flips = (table[:, T_EFFECT] == STATE) & (table[:, T_FIRST] >= 0) & (table[:, T_WORD] < 0)
-    flips &= np.array([c.kind == "register" for c in accel.components])[table[:, T_COMPONENT]]
-    kernel = flip_each if direct(plan) and flips.all() else replay_each
+    kernel = flip_each if short else replay_each
     found = kernel(
         np.ascontiguousarray(a), np.ascontiguousarray(b.T), np.ascontiguousarray(d),
         np.ascontiguousarray(golden), plan.vector(), plan.table(), component_bits(accel), table,
@@ -84,26 +73,28 @@ def gemm_each(
     return run, output, value
 
 
-def _check(accel: Accel, table: np.ndarray) -> None:
-    """FaultError for a row that is not of this machine or that replay does not serve."""
+def _check(accel: Accel, table: np.ndarray) -> bool:
+    """Whether all rows are flips of registers, once each is known to be one that replay serves.
+
+    FaultError for a row that is not of this machine or that replay does not serve.
+    """
+    if table.shape[1:] != (10,):
+        raise FaultError(f"a fault table must have the shape (f, 10), got {table.shape}")
     if not len(table):
-        return
-    used = table[:, T_COMPONENT]
+        return True
+    limits, named, flips = survey(table, len(accel.components))
     rows = np.zeros(2, FAULT)
-    rows["component"] = np.clip([used.min(), used.max()], -1, len(accel.components))
+    rows["component"] = np.clip(limits[0], -1, len(accel.components))
     check_rows(rows, accel)
     # One row for each component: what serves a component serves all its faults.
-    present = np.flatnonzero(np.bincount(used))
-    rows = np.zeros(len(present), FAULT)
-    rows["component"] = present
+    rows = np.zeros(int(named.sum()), FAULT)
+    rows["component"] = np.flatnonzero(named)
     choose_backend(accel, rows, "replay", False)
-    pes = table[table[:, T_WORD] < 0]
-    for column, size, name in ((T_ROW, accel.rows, "row"), (T_COL, accel.cols, "col")):
-        if len(pes) and not 0 <= pes[:, column].min() <= pes[:, column].max() < size:
-            raise FaultError(
-                f"{name} must be in 0..{size - 1} on {accel.name}, "
-                f"got {pes[:, column].min()}..{pes[:, column].max()}"
-            )
+    for (low, high), size, name in zip(limits[1:], (accel.rows, accel.cols), ("row", "col")):
+        if low < 0 or high >= size:
+            raise FaultError(f"{name} must be in 0..{size - 1} on {accel.name}, got {low}..{high}")
+    kinds = {accel.components[i].kind for i in np.flatnonzero(named)}
+    return flips and kinds == {"register"}
 
 
 def direct(plan: Plan) -> bool:

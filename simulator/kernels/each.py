@@ -28,9 +28,37 @@ from fsim.accel_models.plan import (
     WEIGHT,
 )
 from fsim.jit import kernel
-from fsim.types import T_COL, T_COMPONENT, T_FIRST, T_ROW
+from fsim.types import T_COL, T_COMPONENT, T_EFFECT, T_FIRST, T_ROW, T_WORD
 
 from .replay import apply_mask, mark, walk, wrap
+
+
+@kernel
+def survey(tables, count):
+    """What a fault table holds, in one pass: (least and greatest, components, flips).
+
+    tables  (f, 10) int64 with f > 0; count  components of the machine
+    Returns (3, 2) int64: least and greatest component, row and col, the last two of rows that
+    name no word of a memory; (count,) bool: which components are named; whether all rows are
+    STATE ones of registers or nets in cycle 0 or later.
+    """
+    limits = np.zeros((3, 2), np.int64)
+    limits[0] = tables[0, T_COMPONENT]
+    named = np.zeros(count, np.bool_)
+    flips = True
+    for f in range(tables.shape[0]):
+        component, row, col = tables[f, T_COMPONENT], tables[f, T_ROW], tables[f, T_COL]
+        limits[0, 0] = min(limits[0, 0], component)
+        limits[0, 1] = max(limits[0, 1], component)
+        if 0 <= component < count:
+            named[component] = True
+        if tables[f, T_WORD] >= 0:
+            flips = False
+            continue
+        flips = flips and tables[f, T_EFFECT] == 0 and tables[f, T_FIRST] >= 0
+        limits[1, 0], limits[1, 1] = min(limits[1, 0], row), max(limits[1, 1], row)
+        limits[2, 0], limits[2, 1] = min(limits[2, 0], col), max(limits[2, 1], col)
+    return limits, named, flips
 
 
 @kernel
