@@ -137,7 +137,10 @@ def check_task(task: dict) -> None:
     of_kind = {
         "flip": {"memories": _NAMES},
         "stuck-cells": {"p": share, "sa1_share": share},
-        "ber": {"acts": share, "weights": share, "psums": share},
+        "ber": {
+            "acts": share, "weights": share, "psums": share,
+            "hw_batch": _or_null(_whole(1, 1 << 20)),
+        },
     }.get(faults["kind"], {})
     _fields(faults, of_kind, "task.faults")
     if "parameters" in faults:
