@@ -310,6 +310,8 @@ def compare(accel, a, b, table, golden, replay, waves=False):
         touched = walk_outputs(accel, a, b, np.zeros_like(out), table, out)
         np.testing.assert_array_equal(out, wanted, str(table))
         assert not (out != golden)[~touched].any()
+        walk_outputs(accel, a, b, np.zeros_like(out), table, out, everything=True)
+        np.testing.assert_array_equal(out, wanted, str(table))
     return wanted
 
 
