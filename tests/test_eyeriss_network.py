@@ -358,8 +358,8 @@ RUN = ("--accel", "eyeriss-like", "--images", "6", "--seed", "3")
 
 @pytest.mark.parametrize(
     "faults",
-    [("--ber", "1e-4", "--no-curve"), ("--seu-rate", "1e-7"), ("--fault", "stuck1"), ("--fault", "seu"),
-     ("--fault", "mbu"), ("--fault", "intermittent")],
+    [("--ber", "1e-4", "--no-curve"), ("--seu-rate", "1e-7"), ("--fault", "stuck1"),
+     ("--fault", "seu"), ("--fault", "mbu"), ("--fault", "intermittent")],
 )  # fmt: skip
 def test_inject_and_replay_agree(fsim, tmp_path, faults):
     trace = tmp_path / "t.h5"
