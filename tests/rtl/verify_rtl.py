@@ -254,7 +254,7 @@ def parser() -> argparse.ArgumentParser:
     add("designs", metavar="DESIGN", nargs="*", help=f"of {', '.join(DESIGNS)}; default: all")
     add("--simulator", default=os.environ.get("RTL_SIM", ""), metavar="NAME",
         help="verilator or icarus (default: RTL_SIM, or the one installed)")  # fmt: skip
-    add("--products", type=int, default=3, metavar="N", help="for each design and dataflow")
+    add("--products", type=int, default=2, metavar="N", help="for each design and dataflow")
     add("--faults", type=int, default=20, metavar="N", help="for each product")
     add("--seed", type=int, default=0, metavar="N")
     add("--mutant", type=int, default=0, metavar="N", choices=(0, 1, 2),
