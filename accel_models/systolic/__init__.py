@@ -7,5 +7,6 @@ FAMILY = Family(
     dataflows=("ws", "os", "is"),
     overflow=("wrap", "saturate"),
     unsigned_acts=(False, True),
+    evidence="our own SystemVerilog, os, ws and is (make verify-rtl)",
     parameters={"sequencer": (0, 0, 1)},
 )
