@@ -102,7 +102,12 @@ class Evaluator:
         return self.together(trial[which], image.reshape(-1), rows, drawn.begin, which)
 
     def _may_hang(self, rows: np.ndarray) -> bool:
-        """Whether a machine may give no result, which differences cannot carry."""
+        """Whether a machine may give no result, which differences cannot carry.
+
+        Only one that counts its schedule itself can.
+        """
+        if not self.placement.accel.parameters.get("sequencer"):
+            return False
         table = self.placement.accel.components
         control = [i for i, c in enumerate(table) if c.role == "control" and c.grid == (1, 1)]
         return bool(np.isin(rows["component"], control).any())
