@@ -6,7 +6,7 @@
   source, because numba's own key sees only the file of the kernel itself and not
   the helpers it calls in other files.
 
-Only `simulator/kernels/` and `accel_models/*/{tile,replay}.py` may import this module.
+Only `simulator/kernels/` and the tile and replay modules of families may import this module.
 """
 
 from __future__ import annotations
@@ -24,15 +24,11 @@ _PACKAGE = Path(__file__).resolve().parent
 def _kernel_sources() -> list[Path]:
     """Every file that holds compiled code, in a checkout and installed alike."""
     roots = [_PACKAGE, _PACKAGE.parent]
-    # types, plan and schedules hold no compiled code, but kernels freeze their constants.
+    # Types, plans and schedules hold no compiled code, but kernels freeze their constants.
     files = [Path(__file__).resolve(), _PACKAGE / "types.py"]
     for root in roots:
         files += root.glob("simulator/kernels/*.py")
-        files += root.glob("accel_models/plan.py")
-        files += root.glob("accel_models/span.py")
-        files += root.glob("accel_models/*/tile.py")
-        files += root.glob("accel_models/*/replay.py")
-        files += root.glob("accel_models/*/schedule.py")
+        files += root.glob("accel_models/**/*.py")
     return sorted(set(files))
 
 

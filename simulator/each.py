@@ -8,9 +8,9 @@ import numpy as np
 
 from fsim.accel_models.accel import Accel
 from fsim.accel_models.plan import ACC_OUT, MOVING, WEIGHT, Plan
-from fsim.errors import FaultError
+from fsim.errors import ConfigError, FaultError
 from fsim.fault_models.explicit import rows_of
-from fsim.types import FAULT, T_LAST, T_WORD, Fault, fault_table
+from fsim.types import FAULT, T_COMPONENT, T_LAST, T_WORD, Fault, fault_table
 
 from .gemm import check_operands, check_rows, choose_backend, clean, configure, overflow_free
 from .kernels.each import flip_each, replay_each, survey
@@ -18,20 +18,23 @@ from .replay import _FAR, component_bits
 
 
 def gemm_each(
-    a, b, d=None, *, accel: str | Accel, faults: Sequence[Fault] | np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each fault, struck alone, changes in a @ b + d; by replay, in one compiled call.
+    a, b, d=None, *, accel: str | Accel, faults: Sequence[Fault] | np.ndarray,
+    backend: str = "replay",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """What each fault, struck alone, changes in a @ b + d; in one compiled call.
 
     a, b, d, accel  as of `gemm`
     faults          `Fault` values, FAULT rows, or an int64 (f, 10) fault table (see
                     `fsim.types.fault_table`); every one a run of its own
+    backend         "replay", or "tile": cycle by cycle. One call of the simulation for all on
+                    output-stationary `systolic`, one for each elsewhere
 
     Returns (run, output, value), int64 and equally long, sorted by run: output m * n_size + n of
     run number `run` is `value` instead of the fault-free one. `gemm` with faults=[faults[run]]
     gives the same bits, one at a time.
 
-    FaultError for a fault that replay does not serve, and where an adder may saturate or a
-    product overflow: then every output must be walked, and `gemm` does that.
+    FaultError for a fault that the backend does not serve, and by replay where an adder may
+    saturate or a product overflow: then every output must be walked, and `gemm` does that.
     """
     accel = configure(accel)
     a, b, d = check_operands(accel, a, b, d)
@@ -42,6 +45,10 @@ def gemm_each(
         table = fault_table(faults)
     else:
         table = fault_table(rows_of(faults, accel, accel.schedule.cycles(accel, m, k, n)))
+    if backend == "tile":
+        return _simulated(accel, a, b, d, table)
+    if backend != "replay":
+        raise ConfigError(f"backend must be replay or tile, got {backend!r}")
     flips = _check(accel, table)
     if not hasattr(accel.schedule, "plan") or not overflow_free(accel, a, b, d):
         raise FaultError(
@@ -71,6 +78,28 @@ def gemm_each(
         order = np.lexsort((output, run))
         run, output, value = run[order], output[order], value[order]
     return run, output, value
+
+
+def _simulated(accel: Accel, a, b, d, table):
+    """`gemm_each` cycle by cycle."""
+    for component in {accel.components[i] for i in np.unique(table[:, T_COMPONENT])
+                      if 0 <= i < len(accel.components)}:  # fmt: skip
+        if "tile" not in component.backends:
+            raise FaultError(f"backend tile does not serve {component.name!r} of {accel.name}")
+    golden = clean(accel, a, b, d)
+    if hasattr(accel.tile, "run_each"):
+        found = accel.tile.run_each(accel, a, b, d, table, golden)
+        if found is not None:
+            return tuple(np.ascontiguousarray(column) for column in found.T)
+    runs, outputs, values = [], [], []
+    for number in range(len(table)):
+        out = accel.tile.run(accel, a, b, d, table[number : number + 1], clean=golden)[0]
+        changed = np.flatnonzero(out != golden)
+        runs.append(np.full(len(changed), number))
+        outputs.append(changed)
+        values.append(out.reshape(-1)[changed])
+    empty = [np.zeros(0, np.int64)]
+    return tuple(np.concatenate(empty + parts) for parts in (runs, outputs, values))
 
 
 def _check(accel: Accel, table: np.ndarray) -> bool:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fsim import FaultError, load_accel
+from fsim import ConfigError, FaultError, load_accel
 from fsim.simulator.crosscheck import random_table
 from fsim.simulator.each import direct, gemm_each
 from fsim.simulator.gemm import gemm
@@ -87,3 +87,56 @@ def test_what_is_not_served_is_refused():
     rows["component"] = gemmini.component_index("valid")
     with pytest.raises(FaultError, match="backend replay does not serve"):
         gemm_each(full, full.T, accel=gemmini, faults=rows)
+
+
+@pytest.mark.parametrize("bits", [(8, 16, 32), (5, 9, 12)])
+@pytest.mark.parametrize("overflow", ["wrap", "saturate"])
+def test_many_simulations_in_one_call_are_those_made_one_by_one(bits, overflow):
+    machine = dataclasses.replace(
+        load_accel("systolic", dataflow="os", overrides={"rows": 3, "cols": 4}),
+        operand_bits=bits[0], product_bits=bits[1], acc_bits=bits[2], overflow=overflow,
+    )  # fmt: skip
+    rng = np.random.default_rng(8)
+    top = 1 << (bits[0] - 1)
+    for shape in ((5, 7, 9), (1, 1, 1), (3, 2, 4), (7, 3, 2)):
+        m, k, n = shape
+        peak = top if overflow == "wrap" else 4
+        a, b = rng.integers(-peak, peak, (m, k)), rng.integers(-peak, peak, (k, n))
+        d = rng.integers(-20, 20, (m, n))
+        cycles = machine.schedule.cycles(machine, m, k, n)
+        table = random_table(rng, machine, [0, 1, 2, 3], cycles, 400)
+        run, output, value = gemm_each(a, b, d, accel=machine, faults=table, backend="tile")
+        golden = gemm(a, b, d, accel=machine).out
+        for number in range(len(table)):
+            wanted = machine.cycle.run(machine, a, b, d, table[number : number + 1])[0]
+            got = golden.copy()
+            got.reshape(-1)[output[run == number]] = value[run == number]
+            np.testing.assert_array_equal(got, wanted, str(table[number]))
+        assert (np.diff(run) >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["systolic", "gemmini-like", "nvdla-small-like"])
+def test_simulations_one_call_each_where_there_is_no_other_way(name):
+    machine = load_accel(name, overrides={"rows": 2, "cols": 2})
+    rng = np.random.default_rng(9)
+    a, b = rng.integers(-9, 9, (3, 4)), rng.integers(-9, 9, (4, 3))
+    claims = [i for i, c in enumerate(machine.components) if "tile" in c.backends]
+    table = random_table(rng, machine, claims, machine.schedule.cycles(machine, 3, 4, 3), 60)
+    run, output, value = gemm_each(a, b, accel=machine, faults=table, backend="tile")
+    golden = gemm(a, b, accel=machine).out
+    for number in range(len(table)):
+        wanted = machine.cycle.run(machine, a, b, None, table[number : number + 1])[0]
+        got = golden.copy()
+        got.reshape(-1)[output[run == number]] = value[run == number]
+        np.testing.assert_array_equal(got, wanted, str(table[number]))
+
+
+def test_bad_tables_are_refused_by_the_simulation_too():
+    machine = load_accel("systolic", dataflow="os", overrides={"rows": 3, "cols": 4})
+    good = [0, 1, 1, -1, STATE, 0, 0, -1, 0, 1]
+    for column, bad in ((1, 3), (2, -1), (0, 99), (0, 5), (4, 7)):
+        row = good[:column] + [bad] + good[column + 1 :]
+        with pytest.raises(FaultError):
+            gemm_each([[1]], [[1]], accel=machine, faults=np.array([row]), backend="tile")
+    with pytest.raises(ConfigError, match="backend must be replay or tile"):
+        gemm_each([[1]], [[1]], accel=machine, faults=[], backend="magic")

@@ -30,7 +30,7 @@ def layer(name: str) -> str:
     if parts[1] in ("types", "errors", "files", "parse", "machine", "words"):
         return "types"
     if parts[1] == "accel_models":
-        return "tile" if parts[-1] in ("tile", "replay", "layer") else "accel_models"
+        return "tile" if parts[-1] in ("tile", "tile_each", "replay", "layer") else "accel_models"
     if parts[1] == "simulator":
         return "kernels" if parts[2:3] == ["kernels"] else "simulator"
     known = ("jit", "fault_models", "nas", "session", "threads", "campaign", "fit", "report")

@@ -552,3 +552,10 @@ def _run_os(accel, a, b, d, table, waveform, clean):
     return np.ascontiguousarray(out[:m, :n]), (
         _waves(accel, slots, waves, port) if waveform else None
     )
+
+
+def run_each(accel, a, b, d, table, clean=None):
+    """Many faults, each struck alone; see `tile_each.run_each`."""
+    from .tile_each import run_each as each  # which is made of this module's kernels
+
+    return each(accel, a, b, d, table, clean)
