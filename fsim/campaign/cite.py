@@ -7,6 +7,7 @@ import shlex
 from fsim._version import __version__
 from fsim.fault_models.stuck_cells import SA1_SHARE
 from fsim.simulator.campaign.design import PILOT
+from fsim.simulator.criteria import DEFAULT
 from fsim.words import RULES
 
 from .campaign import SHARD
@@ -106,6 +107,13 @@ _FAULTS = {
 }
 
 
+_CRITICAL = {
+    "top1": "changed the predicted class",
+    "top5": "lost the predicted class from the first five",
+    "wrong": "made a right answer wrong",
+}
+
+
 def cite(results: Results) -> str:
     """A paragraph for the methods section, with every number that it rests on."""
     task, stated, rule = results.task, results.stated, results.rule
@@ -158,8 +166,11 @@ def cite(results: Results) -> str:
         text += f"{n:,} given faults were injected (SHA-256 {stated['list_sha256'][:16]}). "
     if results.kind != "flips":
         share = results.share(rule.metric)
-        name = {"sdc_critical": "changed the predicted class", "sdc": "changed the output",
-                "masked": "had no effect", "sdc_benign": "changed the output but not the class",
+        critical = stated.get("critical", DEFAULT)
+        failed = _CRITICAL.get(critical, f"failed by the criterion {critical!r}")
+        name = {"sdc_critical": failed, "sdc": "changed the output", "masked": "had no effect",
+                "sdc_benign": "changed the output but not the class" if critical == DEFAULT
+                else f"changed the output without being critical (critical: {failed})",
                 "corrected": "were corrected", "due": "had a detected error"}
         text += (
             f"Of the faulty inferences {100 * share.estimate:.3g} % "

@@ -78,6 +78,12 @@ def cautions(numbers: dict) -> Html | None:
                 f"Only {plural(critical['count'], 'critical outcome')}: what is said about where "
                 "critical faults strike rests on few events. Intervals say how few."
             )
+    critical = told.get("critical", "top1")
+    if critical != "top1":
+        notes.append(
+            f"Critical is not that the class changes: an answer is critical if it "
+            f"{_CRITICAL.get(critical, f'fails the criterion {plain(critical)}')}."
+        )
     if numbers["kind"] == "list":
         notes.append(
             "The faults are a list that somebody made, not a random sample: intervals hold for "
@@ -146,12 +152,21 @@ def outcomes(s: Section) -> Html | None:
         right=["count", "of", "share", confidence], caption="Outcomes",
     )  # fmt: skip
     s.pictures.append(drawn)
-    return el("div", figure(drawn, _OUTCOME_TEXT), el("div", behind), class_="pair")
+    critical = s.numbers["summary"].get("critical", "top1")
+    text = _OUTCOME_TEXT.format(_CRITICAL.get(critical, f"fails the criterion {plain(critical)}"))
+    return el("div", figure(drawn, text), el("div", behind), class_="pair")
 
+
+_CRITICAL = {
+    "top1": "has another class",
+    "top5": "has the class no more among its first five",
+    "wrong": "was right and is wrong",
+}
+"""Criterion (`simulator.criteria`) -> what a critical answer does."""
 
 _OUTCOME_TEXT = (
-    "Masked: the last integer tensor is as without the fault. Benign SDC: it differs, the answer "
-    "does not. Critical SDC: the answer changed. Shares are estimates for the population; where "
+    "Masked: the last integer tensor is as without the fault. Critical SDC: the answer {}. Benign "
+    "SDC: the tensor differs, and the answer does not do that. Shares are estimates for the population; where "
     "strata were sampled unevenly they are weighted."
 )
 
