@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
 
 from fsim.types import Component
 
-from .families import Family, Loops, default_loops, family, package
+from .families import Family, Loops, default_loops, family, part
 
 MEMORIES = ("acts", "weights", "psums")
 """On-chip tensor memories of every machine: feature maps, filters, partial sums."""
@@ -116,7 +115,7 @@ class Accel:
     sources: dict[str, str] = field(default_factory=dict)
 
     def _module(self, name: str) -> ModuleType:
-        return importlib.import_module(f"{package(self.family).__name__}.{name}")
+        return part(self.family, name)
 
     @property
     def kind(self) -> Family:

@@ -49,9 +49,10 @@ import importlib.util
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 from fsim.errors import ConfigError
+from fsim.plugins import blamed, fenced_function
 
 GROUP = "fsim.accelerators"
 
@@ -113,13 +114,19 @@ class Loops:
 
 
 def default_loops(accel) -> Loops:
-    """The tiles of a systolic array, by dataflow."""
+    """The tiles of a systolic array, by dataflow; ConfigError for a dataflow of another name."""
     rows, cols = accel.rows, accel.cols
-    return {
+    known = {
         "ws": Loops(None, rows, cols, rows, weights_once=True),
         "os": Loops(rows, None, None, None),
         "is": Loops(cols, rows, None, rows),
-    }[accel.dataflow]
+    }
+    if accel.dataflow not in known:
+        raise ConfigError(
+            f"family {accel.family!r} must have loops(accel) in schedule.py for its dataflow "
+            f"{accel.dataflow!r}: only {', '.join(known)} have loops of their own"
+        )
+    return known[accel.dataflow]
 
 
 @cache
@@ -135,11 +142,15 @@ def family_names() -> tuple[str, ...]:
 
 
 def broken_plugins() -> dict[str, str]:
-    """Name of every plug-in family that does not load -> why."""
+    """Name of every plug-in family that does not load -> why.
+
+    Its schedule and its reference count, which a machine cannot do without.
+    """
     found = {}
     for name in plugin_names():
         try:
-            family(name)
+            for module in () if family(name).layers else ("schedule", "cycle"):
+                part(name, module)
         except ConfigError as error:
             found[name] = str(error)
     return found
@@ -157,15 +168,62 @@ def package(name: str) -> ModuleType:
         return importlib.import_module(f"{__package__}.{name}")
     for point in metadata.entry_points(group=GROUP):
         if point.name == name:
-            try:
-                return importlib.import_module(point.value)
-            # Whatever a plug-in does wrong on import is the plug-in's, not the user's.
-            except Exception as error:
-                raise ConfigError(
-                    f"the plug-in of family {name!r} must be importable, got "
-                    f"{type(error).__name__}: {error} (entry point {point.value!r})"
-                ) from error
+            return _imported(point.value, name, point.value)
     raise ConfigError(f"family must be one of {', '.join(family_names())}, got {name!r}")
+
+
+def _imported(module: str, name: str, point: str) -> ModuleType:
+    """A module of a plug-in; ConfigError for whatever it does wrong on import."""
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        raise ConfigError(
+            f"the plug-in of family {name!r} must be importable, got {blamed(error)} "
+            f"(entry point {point!r})"
+        ) from error
+
+
+class _Fenced:
+    """A plug-in's module, whose functions raise ConfigError for what they do wrong."""
+
+    def __init__(self, module: ModuleType, what: str, runs: bool):
+        self._module, self._what, self._runs = module, what, runs
+
+    def __getattr__(self, name: str):
+        found = getattr(self._module, name)
+        if not isinstance(found, FunctionType):
+            return found
+        safe = fenced_function(found, self._what)
+        return _checked(safe, self._what) if self._runs and name == "run" else safe
+
+
+def _checked(run, what: str):
+    """`run` of a reference or a tile simulation, whose answer must be one: (m, n) integers."""
+
+    def checked(accel, a, b, *rest, **options):
+        found = run(accel, a, b, *rest, **options)
+        wanted = (a.shape[0], b.shape[1])
+        pair = isinstance(found, tuple) and len(found) == 2
+        out = found[0] if pair else found
+        shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
+        if not pair or shape != wanted or getattr(dtype, "kind", None) != "i":
+            got = type(found).__name__ if not pair else f"{dtype} of shape {shape}"
+            raise ConfigError(
+                f"run of {what} must return integers of shape {wanted} and waves or None, got {got}"
+            )
+        return found
+
+    return checked
+
+
+@cache
+def part(name: str, module: str) -> ModuleType:
+    """A module of the family `name`: "schedule", "cycle", ...; ConfigError as in `package`."""
+    whole = f"{package(name).__name__}.{module}"
+    if name in BUILT_IN:
+        return importlib.import_module(whole)
+    what = f"{module}.py of family {name!r}"
+    return _Fenced(_imported(whole, name, whole), what, module in ("cycle", "tile"))
 
 
 def family(name: str) -> Family:
@@ -174,5 +232,10 @@ def family(name: str) -> Family:
     if not isinstance(found, Family) or found.name != name:
         raise ConfigError(
             f"the package of family {name!r} must define FAMILY with that name, got {found!r}"
+        )
+    if not isinstance(found.presets, str | None):
+        raise ConfigError(
+            f"presets of family {name!r} must be the path of a folder as text, or None, "
+            f"got {found.presets!r}"
         )
     return found

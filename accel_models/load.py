@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from fsim.accel_models.accel import MEMORIES, Accel
-from fsim.accel_models.families import family, plugin_names
+from fsim.accel_models.families import broken_plugins, family, plugin_names
 from fsim.accel_models.schema import BUFFER_OPTIONS, BufferPart, Description, check
 from fsim.accel_models.schema import NAME as _NAME
 from fsim.errors import ConfigError
@@ -143,9 +143,11 @@ def _find(name_or_path: str | Path) -> tuple[Path, str]:
     names = list_accels()
     near = difflib.get_close_matches(text, names, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
+    # Who asks for the machine of a plug-in that does not load must hear why.
+    broken = [f"; {problem}" for problem in broken_plugins().values()]
     raise ConfigError(
         f"accelerator must be one of {', '.join(names)} or the path of a .yaml or .toml file, "
-        f"got {text!r}{hint}"
+        f"got {text!r}{hint}{''.join(broken)}"
     )
 
 

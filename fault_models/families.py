@@ -24,7 +24,10 @@ import importlib
 from functools import cache
 from importlib import metadata
 
-from fsim.errors import ConfigError, FaultError
+from fsim.errors import ConfigError, FaultError, FsimError
+from fsim.plugins import blamed, fenced, fenced_function
+
+from .parameters import kind_of, read_value
 
 BUILT_IN = {
     "mbu-patterns": "mbu:MultiBitUpset",
@@ -61,9 +64,9 @@ def _plugin(name: str) -> type:
     point = _plugins()[name]
     try:
         found = point.load()
-    except Exception as error:  # a plug-in may fail in any way
+    except (Exception, SystemExit) as error:  # a plug-in may fail in any way
         raise ConfigError(
-            f"the fault model {name!r} must be importable, got {type(error).__name__}: {error} "
+            f"the fault model {name!r} must be importable, got {blamed(error)} "
             f"(entry point {point.value!r})"
         ) from error
     wanted = ("name", "unit", "lasting", "rows")
@@ -78,17 +81,41 @@ def _plugin(name: str) -> type:
             f"the fault model {name!r} must have that name, got {found.name!r} "
             f"(entry point {point.value!r})"
         )
-    return found
+    if found.unit not in ("image", "trial"):
+        raise ConfigError(
+            f"unit of the fault model {name!r} must be 'image' or 'trial', got {found.unit!r}"
+        )
+    for field in dataclasses.fields(found):
+        if "about" not in field.metadata:
+            raise ConfigError(
+                f"the fault model {name!r} must declare its field {field.name} by "
+                "fsim.fault_models.parameters.parameter, got a plain field"
+            )
+        kind_of(field, name)
+    return _fenced(found, name)
+
+
+_CALLED = ("rows", "expected", "cells", "rows_at")
+
+
+def _fenced(found: type, name: str) -> type:
+    """The class, whose functions raise FaultError for what they do wrong."""
+    own = {
+        called: fenced_function(getattr(found, called), f"the fault model {name!r}", FaultError)
+        for called in _CALLED
+        if callable(getattr(found, called, None))
+    }
+    names = {"__doc__": found.__doc__, "__module__": found.__module__}
+    return type(found.__name__, (found,), {**own, **names})
 
 
 @cache
 def family_class(name: str) -> type:
     """The class of a family; ConfigError with the nearest name if there is none."""
     if name not in family_names():
-        near = difflib.get_close_matches(str(name), family_names(), 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ConfigError(
-            f"fault model must be one of {', '.join(family_names())}, got {str(name)[:60]!r}{hint}"
+            f"fault model must be one of {', '.join(family_names())}, "
+            + unknown(str(name), family_names())
         )
     if name not in BUILT_IN:
         return _plugin(name)
@@ -114,8 +141,6 @@ def parse_family(text: str) -> tuple[str, dict[str, str]]:
 
 def make_family(name: str, values: dict):
     """The fault model of some parameters, of text or JSON values; ConfigError, FaultError."""
-    from .parameters import read_value
-
     cls = family_class(name)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
@@ -132,7 +157,9 @@ def make_family(name: str, values: dict):
     if missing:
         about = fields[missing[0]].metadata["about"]
         raise FaultError(f"fault model {name} needs {missing[0]}=...: {about}")
-    return cls(**{key: read_value(fields[key], value, name) for key, value in values.items()})
+    read = {key: read_value(fields[key], value, name) for key, value in values.items()}
+    with fenced(f"the fault model {name!r}", FaultError):
+        return cls(**read)
 
 
 def described(model) -> dict:
@@ -157,18 +184,38 @@ def parameters_of(name: str) -> list[tuple[str, str, object, str]]:
     ]  # fmt: skip
 
 
-def families_told() -> list[dict]:
-    """Every family as JSON values: name, about, lasting, and its parameters."""
-    found = []
+def broken_plugins() -> dict[str, str]:
+    """Name of every plug-in's fault model that does not load -> why."""
+    found = {}
     for name in family_names():
+        try:
+            family_class(name)
+        except FsimError as error:
+            found[name] = str(error)
+    return found
+
+
+def families_told() -> list[dict]:
+    """Every family that loads as JSON values: name, about, lasting, and its parameters."""
+    found, broken = [], broken_plugins()
+    for name in family_names():
+        if name in broken:
+            continue
         cls = family_class(name)
         keys = ("name", "type", "default", "about")
         found.append(
             {
                 "name": name,
-                "about": cls.__doc__.strip().splitlines()[0].rstrip("."),
+                "about": (cls.__doc__ or name).strip().splitlines()[0].rstrip("."),
                 "lasting": cls.lasting,
                 "parameters": [dict(zip(keys, row)) for row in parameters_of(name)],
             }
         )
     return found
+
+
+def unknown(text: str, choices) -> str:
+    """ "got 'X' (did you mean 'Y'?)" of a name that is not among the choices."""
+    name = text.partition(",")[0].strip()
+    near = difflib.get_close_matches(name, list(choices), 1)
+    return f"got {text[:60]!r}" + (f" (did you mean {near[0]!r}?)" if near else "")

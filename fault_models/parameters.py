@@ -39,19 +39,25 @@ def one_of(value, choices, what: str):
     return value
 
 
-def read_value(field: dataclasses.Field, value, where: str):
-    """A parameter's value from text or JSON, of the type that its field has."""
+def kind_of(field: dataclasses.Field, where: str) -> type:
+    """int, float or str, as the field is declared; FaultError if it is none of them."""
     named = getattr(field.type, "__name__", field.type)  # text under postponed annotations
     kind = {"int": int, "float": float, "str": str}.get(named)
     if kind is None:
         raise FaultError(f"{field.name} of {where} must be declared int, float or str, got {named}")
+    return kind
+
+
+def read_value(field: dataclasses.Field, value, where: str):
+    """A parameter's value from text or JSON, of the type that its field has."""
+    kind = kind_of(field, where)
     if kind is str and isinstance(value, str):
         return value
     good = isinstance(value, (int, float, str)) and not isinstance(value, bool) and kind is not str
     try:
         if good:
             return kind(value) if not isinstance(value, float) or kind is float else _whole(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     said = {int: "a whole number", float: "a number", str: "text"}[kind]
     raise FaultError(f"{field.name} of {where} must be {said}, got {str(value)[:60]!r}")

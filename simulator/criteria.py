@@ -19,6 +19,7 @@ from importlib import metadata
 import numpy as np
 
 from fsim.errors import ConfigError
+from fsim.plugins import blamed, fenced
 
 from .statistics import top1
 
@@ -75,9 +76,9 @@ def criterion(name: str) -> Criterion:
     point = _plugins()[name]
     try:
         found = point.load()
-    except Exception as error:  # a plug-in may fail in any way
+    except (Exception, SystemExit) as error:  # a plug-in may fail in any way
         raise ConfigError(
-            f"the criterion {name!r} must be importable, got {type(error).__name__}: {error} "
+            f"the criterion {name!r} must be importable, got {blamed(error)} "
             f"(entry point {point.value!r})"
         ) from error
     if not callable(found):
@@ -91,14 +92,16 @@ def judge(
     """(n,) bool: which outputs fail by a criterion; None by the default, which `classify` knows.
 
     golden, faulty  (n, classes) outputs; labels (n,). Rows that are equal do not fail.
-    ConfigError if a plug-in's criterion returns anything else than (n,) booleans.
+    ConfigError if a plug-in's criterion fails or returns anything else than (n,) booleans.
     """
     if name == DEFAULT:
         return None
     found = np.zeros(len(golden), bool)
     differs = np.flatnonzero((golden != faulty).any(axis=1))
     if len(differs):
-        answer = np.asarray(criterion(name)(golden[differs], faulty[differs], labels[differs]))
+        found_by = criterion(name)
+        with fenced(f"the criterion {name!r}"):
+            answer = np.asarray(found_by(golden[differs], faulty[differs], labels[differs]))
         if answer.shape != differs.shape or answer.dtype != bool:
             raise ConfigError(
                 f"the criterion {name!r} must return {differs.shape} booleans, "

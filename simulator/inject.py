@@ -16,6 +16,7 @@ from . import program as P
 from .batch import Batch
 from .draws import Draws
 from .engine import FaultHooks, clean_hooks
+from .model_rows import model_rows
 from .protection import read_rows
 from .sites import Placement, SiteSpace
 from .statistics import classify, top1
@@ -202,7 +203,7 @@ def run_trials(
     everything = np.arange(len(golden.images), dtype=np.int64)
 
     def run(trial: int, threads: int | None) -> TrialResult:
-        rows = model.rows(space, trial, everything, draws)
+        rows = model_rows(model, space, trial, everything, draws)
         return run_rows(
             space.placement, golden, rows, trial=trial, hw_batch=hw_batch, backend=backend,
             batch=batch, threads=threads,

@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from fsim.accel_models.accel import Accel
+from fsim.accel_models.families import has_tile
 from fsim.accel_models.load import load_accel
 from fsim.errors import ConfigError
 from fsim.simulator.crosscheck import PRESETS, KernelCheck, kernel_checks
 from fsim.simulator.reference import NO_FAULTS, first_difference
-from fsim.simulator.runners import RUNNERS, Runner
+from fsim.simulator.runners import RUNNERS, Runner, run_tile
 from fsim.simulator.vectors import FAMILIES, VectorFile, read_vectors, vector_table
 
 __all__ = [
@@ -37,7 +38,8 @@ __all__ = [
 ]
 
 PORTS = {"gemmini": "oreg", "pipelined": "mac_out", "systolic": "psum"}
-"""Family -> the register that its output port shows; several registers: see `_port`."""
+"""Family -> the register that its output port shows; several registers: see `_port`.
+Of a plug-in's family it is called as in the waves: "out"."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,8 @@ def verify_vectors(
     every    check one in `every` vectors, drawn with a fixed seed because files
              are sorted by site and kind (fault-free cases: always all)
 
-    Raises ConfigError for a file that is not valid or is of another machine.
+    Raises ConfigError for a file that is not valid or is of another machine, and for a
+    machine that lacks the backend.
     """
     start = time.perf_counter()
     if runner is None:
@@ -261,6 +264,11 @@ def verify_vectors(
         raise ConfigError(f"every must be >= 1, got {every}")
     vectors = read_vectors(path)
     accel = accel_for(vectors, accel)
+    if backend == "tile" and runner is run_tile and not has_tile(accel.family):
+        raise ConfigError(
+            f"backend must be one that {accel.name} has: family {accel.family!r} has no tile.py, "
+            "got 'tile'"
+        )
     book = _Book()
     golden = [_check_case(accel, runner, case, c, book) for c, case in enumerate(vectors.cases)]
     claims = {c.name for c in accel.components if backend in c.backends}
@@ -302,9 +310,11 @@ def _port(accel: Accel, width: int):
         columns = [("sum3", n, 0) for n in cells] + [("pv3", None, None)]
         columns += [("fout", n, 0) for n in cells] + [("fv", None, None), ("sat", None, None)]
         return lambda index: (index[0], *columns[index[1]])
-    register = PORTS[accel.family]
+    register = PORTS.get(accel.family, "out")
     if width == accel.cols:
         return lambda index: (index[0], register, accel.rows - 1, index[1])
+    if width != accel.rows * accel.cols:  # a port of a shape of its own
+        return lambda index: (index[0], f"{register}[{index[1]}]", None, None)
     return lambda index: (index[0], register, *divmod(index[1], accel.cols))
 
 
@@ -314,7 +324,12 @@ def _compare_trace(accel, check, trace, waves, book, **where) -> None:
     if waves is None:
         book.skip(check)
         return
-    if trace.shape != waves["out"].shape:
+    if trace.shape[1:] != waves["out"].shape[1:]:
+        raise ConfigError(
+            f"a waveform must have {waves['out'].shape[1:]} values a cycle, as many as the "
+            f"port of {accel.name}, got {trace.shape[1:]} (case {where['case']}, {where['fault']})"
+        )
+    if len(trace) != len(waves["out"]):
         # A run of another length: nothing to compare cycle by cycle.
         book.compare(check, len(trace), len(waves["out"]), _cycle_count, **where)
         return

@@ -27,7 +27,7 @@ def layer(name: str) -> str:
     parts = name.split(".")
     if name in ("fsim", "fsim._version"):
         return "root"
-    if parts[1] in ("types", "errors", "files", "parse", "machine", "words"):
+    if parts[1] in ("types", "errors", "files", "parse", "plugins", "machine", "words"):
         return "types"
     if parts[1] == "accel_models":
         return "tile" if parts[-1] in ("tile", "tile_each", "replay", "layer") else "accel_models"

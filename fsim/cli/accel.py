@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 import click
@@ -31,6 +32,7 @@ def list_command(as_json: bool):
             found.append(read_description(path, f"{name}.yaml"))
         except ConfigError as error:  # one bad plug-in must not hide the other machines
             problems.append(str(error))
+    problems += _hidden_presets()
     for problem in problems:
         click.echo(f"warning: {one_line(problem)}", err=True)
     if as_json:
@@ -53,6 +55,22 @@ def list_command(as_json: bool):
     heads = ("name", "family", "PEs", "bits", "default", "dataflows", "checked against")
     click.echo(table(heads, rows))
     click.echo("\nbits: operand/product/accumulator. More with: fsim accel show NAME")
+
+
+def _hidden_presets() -> list[str]:
+    """Presets of plug-ins whose names are taken: nothing would say so else."""
+    from fsim.accel_models.families import broken_plugins, family, plugin_names
+    from fsim.accel_models.load import presets
+
+    known, broken = presets(), broken_plugins()
+    return [
+        f"the preset {path.stem!r} of family {name!r} must have a name of its own: "
+        f"{known[path.stem]} goes first, {path} is not used"
+        for name in plugin_names()
+        if name not in broken and family(name).presets
+        for path in sorted(Path(family(name).presets).glob("*.yaml"))
+        if known.get(path.stem) != path
+    ]
 
 
 def _summary(machine) -> dict:
@@ -225,7 +243,6 @@ def check(file, as_json):
 @click.option(
     "--dir",
     "folder",
-    type=click.Path(path_type=Path),
     help="Folder to make.  [default: NAME, here]",
 )
 @json_option
@@ -242,11 +259,14 @@ def new_command(name, folder, as_json):
     """
     from fsim.skeleton import write_skeleton
 
-    folder = Path(name) if folder is None else folder
+    if folder == "":  # Path would read it as the folder we are in
+        raise ConfigError("--dir must be the name of a folder, got ''")
+    folder = Path(name if folder is None else folder)
     written = write_skeleton(name, folder)
     if as_json:
         print_json({"name": name, "files": [str(path) for path in written]})
         return
     click.echo(table(("file",), [(str(path),) for path in written]))
-    click.echo(f"\nNext: pip install --no-build-isolation --no-deps -e {folder}")
-    click.echo(f"      pytest {folder / 'tests'}")
+    there, tests = shlex.quote(str(folder)), shlex.quote(str(folder / "tests"))
+    click.echo(f"\nNext: pip install --no-build-isolation --no-deps -e {there}")
+    click.echo(f"      pytest {tests}")

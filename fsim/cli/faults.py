@@ -6,6 +6,7 @@ import dataclasses
 
 import click
 
+from fsim.cli.group import one_line
 from fsim.cli.options import json_option
 from fsim.cli.tables import pairs, print_json, table
 from fsim.errors import ConfigError
@@ -88,9 +89,11 @@ def faults(platform, models, as_json):
 
 def _models(as_json: bool) -> None:
     """The named fault models and their parameters."""
-    from fsim.fault_models.families import families_told
+    from fsim.fault_models.families import broken_plugins, families_told
 
     found = families_told()
+    for problem in broken_plugins().values():
+        click.echo(f"warning: {one_line(problem)}", err=True)
     if as_json:
         print_json({"models": found})
         return

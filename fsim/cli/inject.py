@@ -122,9 +122,10 @@ def fault_model(ber, seu_rate, faults, hw_batch, stuck_cells=None, sa1_share=Non
             return SingleFault(faults[0]), {"kind": faults[0]}
         name, values = families.parse_family(faults[0])
         if name not in families.family_names() or name in KINDS:
+            known = (*KINDS, *families.family_names())
             raise ConfigError(
-                f"--fault must be key=value,... or one of "
-                f"{', '.join((*KINDS, *families.family_names()))}, got {faults[0][:60]!r}"
+                f"--fault must be key=value,... or one of {', '.join(known)}, "
+                + families.unknown(faults[0], known)
             )
         model = families.make_family(name, values)
         return model, families.described(model)
@@ -403,5 +404,3 @@ def _recall(writer, session, outcomes, accuracy, struck, golden):
             outcomes[int(trial)] = mine["outcome"]
             accuracy[int(trial)] = float(np.mean(mine["faulty"] == golden.labels))
             struck.count(stored.faults_of(int(trial)), mine["outcome"])
-
-

@@ -65,7 +65,11 @@ def verify(accel, settings, dataflow, vectors, backends, every, seconds, as_json
     machine = load_accel_option(accel, settings, dataflow) if accel else None
     if machine and (settings or dataflow):
         _check_machine(vectors, machine, settings, dataflow)
-    backends = backends or BACKENDS
+    if not backends:
+        from fsim.accel_models.families import has_tile
+
+        backends = [name for name in BACKENDS
+                    if name != "tile" or machine is None or has_tile(machine.family)]  # fmt: skip
     rows = [checks_of_rows.builtin_rows()]
     if vectors:
         rows = [vectors] if checks_of_rows.is_row_file(vectors) else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fsim.simulator.draws import Draws
+from fsim.simulator.model_rows import model_rows
 from fsim.simulator.sampling import draw_sites
 from fsim.simulator.sites import SiteSpace
 from fsim.types import FAULT
@@ -31,7 +32,7 @@ class Events:
         parts = []
         for number, one in enumerate(trial.tolist()):
             image[number] = draw_sites(self.images, 1, seed=self.seed, stream=_IMAGE, trial=one)
-            parts.append(self.model.rows(self.space, one, image[number], self.draws))
+            parts.append(model_rows(self.model, self.space, one, image[number], self.draws))
         rows = np.concatenate([np.zeros(0, FAULT), *parts])
         begin = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
         return Drawn(trial, rows, begin, image)

@@ -12,6 +12,7 @@ import numpy as np
 
 from fsim.errors import ConfigError
 from fsim.simulator.draws import Draws
+from fsim.simulator.model_rows import model_rows, numbered_rows
 from fsim.simulator.sampling import MAX_SITES, draw_sites, entries_of_order
 from fsim.simulator.sites import SiteSpace
 from fsim.types import FAULT
@@ -86,7 +87,7 @@ class SingleFaults:
             else:
                 bits = np.array([frame.cells[c].bits for c in mine.cells])[cell]
                 word[here], bit[here] = np.divmod(rest, bits)
-        rows = self.model.rows_at(self.space, frame.cells, which, word, bit)
+        rows = numbered_rows(self.model, self.space, frame.cells, which, word, bit)
         rows["trial"] = trial
         if frame.each is None:
             rows["image"] = image[:, 0]
@@ -185,7 +186,7 @@ class Chips:
     def draw(self, trials: np.ndarray) -> Drawn:
         trial = np.sort(np.asarray(trials, np.int64))
         every = np.arange(self.images, dtype=np.int64)
-        parts = [self.model.rows(self.space, int(one), every, self.draws) for one in trial]
+        parts = [model_rows(self.model, self.space, int(one), every, self.draws) for one in trial]
         rows = np.concatenate([np.zeros(0, FAULT), *parts])
         begin = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
         return Drawn(trial, rows, begin, np.broadcast_to(every, (len(trial), self.images)))
