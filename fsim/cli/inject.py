@@ -155,35 +155,67 @@ class Progress:
 
 @click.command()
 @accel_options(given=False)
-@click.option("--accel", default="systolic", show_default=True, metavar="NAME|FILE",
-              help="A preset (fsim accel list) or a .yaml or .toml file.")
+@click.option(
+    "--accel",
+    default="systolic",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="A preset (fsim accel list) or a .yaml or .toml file.",
+)
 @network_options
-@click.option("--ber", metavar="P", help="Flip probability per bit and residency of all on-chip "
-              "memories, or weights=P,acts=P,psums=P.  [default without another fault: 1e-5]")
+@click.option(
+    "--ber",
+    metavar="P",
+    help="Flip probability per bit and residency of all on-chip "
+    "memories, or weights=P,acts=P,psums=P.  [default without another fault: 1e-5]",
+)
 @click.option("--seu-rate", type=Probability, help="Upsets per register bit and cycle.")
 @stuck_options
-@click.option("--fault", "faults", multiple=True,
-              help="seu, mbu, transient, stuck0, stuck1 or intermittent: one at a random site; a "
-              "model with parameters, mcu,shapes=2x2 (fsim faults --models); or "
-              "layer=conv1,component=psum,row=0,col=3,bit=7,cycle=40. May be repeated.")
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    help="seu, mbu, transient, stuck0, stuck1 or intermittent: one at a random site; a "
+    "model with parameters, mcu,shapes=2x2 (fsim faults --models); or "
+    "layer=conv1,component=psum,row=0,col=3,bit=7,cycle=40. May be repeated.",
+)
 @click.option("--sites", help="Only these components, comma separated (fsim sites lists them).")
 @click.option("--layers", help="Only these layers, comma separated.")
-@click.option("--trials", type=click.IntRange(1, 1 << 29),
-              help="Draws of faults.  [default: 10; of faults that are named 1]")
-@click.option("--flips", type=click.IntRange(1, 1 << 26), default=2000, show_default=True,
-              help="With --ber: single flips that P(critical | a flip) is measured with.")
-@click.option("--hw-batch", metavar="N|all",
-              help="With --ber: images between two writes of the weights, or 'all'.  [default: 1]")
+@click.option(
+    "--trials",
+    type=click.IntRange(1, 1 << 29),
+    help="Draws of faults.  [default: 10; of faults that are named 1]",
+)
+@click.option(
+    "--flips",
+    type=click.IntRange(1, 1 << 26),
+    default=2000,
+    show_default=True,
+    help="With --ber: single flips that P(critical | a flip) is measured with.",
+)
+@click.option(
+    "--hw-batch",
+    metavar="N|all",
+    help="With --ber: images between two writes of the weights, or 'all'.  [default: 1]",
+)
 @click.option("--trace", type=click.Path(path_type=Path), help="Write all faults and outcomes.")
 @click.option("--resume", is_flag=True, help="Go on with an unfinished --trace.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing --trace.")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Folder for report.json and the curve.")
-@click.option("--curve/--no-curve", default=None, help="With --ber: P(critical | a flip) and the "
-              "rate at which accuracy falls by one point.")
-@click.option("--backend", type=click.Choice(["auto", "tile", "reference"]), default="auto",
-              help="How products under register faults are computed; tile and reference also apply "
-              "weights that stay wrong one by one.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for report.json and the curve."
+)
+@click.option(
+    "--curve/--no-curve",
+    default=None,
+    help="With --ber: P(critical | a flip) and the rate at which accuracy falls by one point.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "tile", "reference"]),
+    default="auto",
+    help="How products under register faults are computed; tile and reference also apply "
+    "weights that stay wrong one by one.",
+)
 @click.option("--dry-run", is_flag=True, help="What would be done, and nothing more.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @seed_option
