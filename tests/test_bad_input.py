@@ -211,7 +211,7 @@ def test_every_rate_of_upsets_can_be_drawn():
     component = SimpleNamespace(kind="register", name="r", bits=4)
     space = SimpleNamespace(
         accel=SimpleNamespace(components=(component,), cols=2),
-        registers=(RegisterSites(0, "x", 0, "r", 4, 2, 5),),
+        registers=(RegisterSites(0, "x", 0, "r", 4, (1, 2, 1), 5),),
     )
     images = np.arange(3)
     rows = UpsetRate(1.0).rows(space, 0, images, Draws(1))

@@ -34,7 +34,7 @@ from fsim.cli import main
 RUN = (
     "index.md", "tutorial.md", "campaigns.md", "semantics.md", "how-we-know.md", "cycles.md",
     "how-to/my-model.md", "how-to/my-accelerator.md", "how-to/my-rtl-vectors.md",
-    "how-to/row-stationary.md",
+    "how-to/row-stationary.md", "how-to/verify-against-rtl.md",
     "how-to/my-fault-model.md", "how-to/cluster.md", "how-to/fit.md", "rates.md",
     "memories.md", "reference/python.md",
 )  # fmt: skip
