@@ -23,6 +23,8 @@ def settled(placement: Placement, rows: np.ndarray) -> tuple[Placement, np.ndarr
     Taken in are the weight rows of an operation if all of them strike every image and
     every residency; the others of the same word could act before them.
     """
+    if not (rows["image"] < 0).any():  # of one image each: most trials of bit errors
+        return placement, rows
     left, codes = _split(placement, rows)
     return placement.with_weights(codes) if codes else placement, rows[left]
 
