@@ -1,118 +1,80 @@
 """What an accelerator family must keep: its backends equal its reference, bit for bit.
 
-The reference itself is held to integer arithmetic only where nothing can overflow. Whether
-it is *your* machine is for vectors from your RTL to say (`fsim verify`).
+The reference itself is held to integer arithmetic, with the overflow rule where all summands
+have one sign. Whether it is *your* machine is for vectors from your RTL to say
+(`fsim verify`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache, partial
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fsim.accel_models.accel import Accel
-from fsim.accel_models.families import Family, family, has_tile
-from fsim.accel_models.load import load_accel, presets
-from fsim.errors import ConfigError
-from fsim.fault_models.explicit import masks
-from fsim.simulator.crosscheck import random_table
-from fsim.simulator.gemm import gemm, overflow_free
-from fsim.simulator.reference import NO_FAULTS, first_difference
-from fsim.simulator.runners import RUNNERS
-from fsim.types import FOREVER, LEVEL, STATE, Component
+from fsim.accel_models.families import Family, Loops, family, has_tile
+from fsim.accel_models.load import SUFFIXES, load_accel, presets
+from fsim.accel_models.plan import ceil_div
 
 from .check import Check, require
-
-SHAPES = ((1, 1, 1), (3, 3, 3), (2, 5, 3), (5, 4, 2))
-"""(m, k, n): one element, sizes that are no multiples of the array, several tiles and folds."""
+from .difference import same
+from .faults import every_component_matters, every_fault, several_faults, state_is_not_level
+from .machine import Machine, elements, preset_names
+from .products import clean_products, every_preset, overflowing_products, unsigned_activations
+from .waves import cycles_and_waves, faults_in_waves, roles, widths
 
 KINDS = ("register", "net")
+NETWORK_PES = 8
+"""Rows and columns of the array that runs a network, at most: the reference takes its time."""
+
 ROLES = ("ifmap", "filter", "product", "psum", "control")
 
 
-def accelerator_contract(name: str, *, rows: int = 2, cols: int = 2) -> list[Check]:
+def accelerator_contract(
+    name: str, *, rows: int = 2, cols: int = 3, spare: Iterable[str] = ()
+) -> list[Check]:
     """The checks of the family called `name`.
 
-    rows, cols  of the small array on which every single fault is tried. Operands there are
-                narrowed to 3 bits if the family allows it
+    rows, cols  of the small array on which every single fault is tried; not square, or a
+                formula that mixes up the two is right. Operands there are narrowed to 3 bits
+                if the family allows it
+    spare       names of registers and nets with bits that no product without faults uses,
+                such as a sum that is wider than its addends need
 
-    The checks of one dataflow take some ten seconds: the reference is plain Python.
+    The checks of one dataflow take some half a minute: the reference is plain Python.
     """
     checks = [
         Check("declaration", partial(_declaration, name)),
         Check("presets", partial(_presets, name)),
     ]
     try:
-        flows = family(name).dataflows
+        declared = family(name)
+        flows, unsigned = tuple(declared.dataflows), True in declared.unsigned_acts
     except Exception:  # the check above says what is wrong
         return checks
     for flow in flows:
-        small = partial(_small, name, flow, rows, cols)
-        checks += [
-            Check(f"{flow}-{title}", partial(run, small))
-            for title, run in (
-                ("components", _components),
-                ("clean-products", _clean),
-                ("cycles-and-waves", _waves),
-                ("every-single-fault", _every_fault),
-                ("every-component-matters", _matters),
-                ("state-is-not-level", _effects),
-                ("several-faults", _several),
-            )
+        machine = Machine(name, flow, rows, cols, tuple(spare))
+        found = [
+            ("components", _components),
+            ("clean-products", clean_products),
+            ("overflow", overflowing_products),
+            ("presets-run", every_preset),
+            ("cycles-and-waves", cycles_and_waves),
+            ("widths", widths),
+            ("roles", roles),
+            ("faults-in-waves", faults_in_waves),
+            ("every-single-fault", every_fault),
+            ("every-component-matters", every_component_matters),
+            ("state-is-not-level", state_is_not_level),
+            ("several-faults", several_faults),
+            ("network", _network),
         ]
-        checks.append(Check(f"{flow}-network", partial(_network, name, flow)))
+        if unsigned:
+            found.insert(3, ("unsigned-activations", unsigned_activations))
+        checks += [Check(f"{flow}-{title}", partial(run, machine)) for title, run in found]
     return checks
-
-
-# --- machines ---
-
-
-def _preset_names(name: str) -> list[str]:
-    """Presets of the family. Those of others may be broken, its own may not."""
-    folder = family(name).presets
-    found = []
-    for preset, path in presets().items():
-        own = folder is not None and path.parent == Path(folder)
-        try:
-            if load_accel(preset).family == name:
-                found.append(preset)
-        except ConfigError as error:
-            require(not own, f"preset {preset} must be valid: {error}")
-    return found
-
-
-def _small(name: str, flow: str, rows: int, cols: int) -> Accel:
-    """A preset of the family as a small array with narrow words, where they are allowed."""
-    found = _preset_names(name)
-    require(bool(found), f"family {name!r} must have a preset")
-    accel = load_accel(found[0], flow, {"rows": rows, "cols": cols})
-    narrow = {"operand_bits": 3, "product_bits": 6, "acc_bits": 10}
-    try:
-        return load_accel(found[0], flow, {"rows": rows, "cols": cols, **narrow})
-    except Exception:
-        return accel
-
-
-def _operands(accel: Accel, shape, seed: int, peak: int | None = None):
-    rng = np.random.default_rng(seed)
-    half = 1 << (accel.operand_bits - 1) if peak is None else peak
-    m, k, n = shape
-    a, b = rng.integers(-half, half, (m, k)), rng.integers(-half, half, (k, n))
-    return a, b, rng.integers(-half, half, (m, n))
-
-
-def _elements(accel: Accel) -> list[tuple[int, Component]]:
-    return [(i, c) for i, c in enumerate(accel.components) if c.kind != "memory"]
-
-
-def _backends(accel: Accel) -> list[str]:
-    claimed = {backend for _, component in _elements(accel) for backend in component.backends}
-    return [name for name in ("tile", "replay") if name in claimed]
-
-
-# --- checks ---
 
 
 def _declaration(name: str) -> None:
@@ -121,12 +83,22 @@ def _declaration(name: str) -> None:
     require(bool(kind.dataflows), "a family must have at least one dataflow")
     unknown = set(kind.overflow) - {"wrap", "saturate"}
     require(not unknown, f"overflow must be of wrap, saturate, got {sorted(unknown)}")
+    require(bool(kind.overflow), "a family must have at least one overflow rule")
 
 
 def _presets(name: str) -> None:
-    found = _preset_names(name)
+    found = preset_names(name)
     require(bool(found), f"family {name!r} must have at least one preset (Family.presets)")
+    for path in _own_files(name):
+        taken = presets().get(path.stem)
+        require(
+            taken == path,
+            f"preset {path.name} must have a file name that no other preset has, got that of "
+            f"{taken}",
+        )
     for preset in found:
+        label = load_accel(preset).name
+        require(label == preset, f"the name in preset {preset}.yaml must be its own, got {label!r}")
         for flow in family(name).dataflows:
             accel = load_accel(preset, flow)
             require(accel.dataflow == flow, f"{preset} must run {flow}, got {accel.dataflow}")
@@ -138,13 +110,20 @@ def _presets(name: str) -> None:
             require(not missing, f"{preset} must name a source for {', '.join(missing)}")
 
 
-def _components(small) -> None:
-    accel = small()
-    elements = _elements(accel)
-    names = [component.name for _, component in elements]
+def _own_files(name: str) -> list[Path]:
+    folder = family(name).presets
+    if folder is None:
+        return []
+    return sorted(path for path in Path(folder).iterdir() if path.suffix in SUFFIXES)
+
+
+def _components(machine: Machine) -> None:
+    accel = machine.accel()
+    found = elements(accel)
+    names = [component.name for _, component in found]
     require(bool(names), "schedule.components must name at least one register or net")
     require(len(set(names)) == len(names), f"components must have different names, got {names}")
-    for _, c in elements:
+    for _, c in found:
         require(c.kind in KINDS, f"kind of {c.name!r} must be of {KINDS}, got {c.kind!r}")
         require(c.role in ROLES, f"role of {c.name!r} must be of {ROLES}, got {c.role!r}")
         require(1 <= c.bits <= 62, f"{c.name!r} must have 1 to 62 bits, got {c.bits}")
@@ -154,152 +133,39 @@ def _components(small) -> None:
         require("reference" in claims, f"the reference must serve {c.name!r}, got {c.backends}")
         tile = "tile" not in claims or has_tile(accel.family)
         require(tile, f"{c.name!r} claims the backend tile, but there is no tile.py")
+    unknown = set(machine.spare) - set(names)
+    if len(family(machine.name).dataflows) == 1:
+        require(not unknown, f"spare must be of {', '.join(names)}, got {sorted(unknown)}")
+    _loops(accel)
 
 
-def _clean(small) -> None:
-    accel = small()
-    for number, shape in enumerate(SHAPES):
-        for peak in (None, 2):
-            a, b, d = _operands(accel, shape, number, peak)
-            got = accel.cycle.run(accel, a, b, d, NO_FAULTS)[0]
-            result = gemm(a, b, d, accel=accel)
-            _same(got, result.out, f"fsim.gemm without faults, (m,k,n) = {shape}")
-            if overflow_free(accel, a, b, d):
-                shift = 64 - accel.acc_bits
-                wrapped = ((a @ b + d) << shift) >> shift
-                _same(wrapped, got, f"the reference without faults, (m,k,n) = {shape}")
-            bare = accel.cycle.run(accel, a, b, None, NO_FAULTS)[0]
-            zeros = accel.cycle.run(accel, a, b, np.zeros_like(d), NO_FAULTS)[0]
-            _same(zeros, bare, f"the reference without a bias, (m,k,n) = {shape}")
+def _loops(accel: Accel) -> None:
+    """Tiles have positive edges, and a sum is stored as often as the plan has folds."""
+    if not hasattr(accel.schedule, "loops"):
+        known = ("ws", "os", "is")
+        require(
+            accel.dataflow in known,
+            f"schedule.py must have loops(accel) for a dataflow other than {', '.join(known)}, "
+            f"got {accel.dataflow!r}",
+        )
+    loops = accel.loops
+    require(isinstance(loops, Loops), f"loops must return Loops, got {loops!r}")
+    for edge in ("m", "k", "n", "fold"):
+        size = getattr(loops, edge)
+        good = size is None or (type(size) is int and size > 0)
+        require(good, f"Loops.{edge} must be None or an int > 0, got {size!r}")
+    if loops.fold is None or not hasattr(accel.schedule, "plan"):
+        return
+    for k in (1, accel.rows, 3 * accel.rows + 1):
+        folds, stored = accel.schedule.plan(accel, 2, k, 2).folds, ceil_div(k, loops.fold)
+        require(
+            folds == stored,
+            f"Loops.fold = {loops.fold} stores a sum of {k} products {stored} times and must do "
+            f"so as often as the plan has folds, got {folds}",
+        )
 
 
-def _waves(small) -> None:
-    accel = small()
-    for shape in SHAPES:
-        a, b, d = _operands(accel, shape, 5)
-        cycles = accel.schedule.cycles(accel, *shape)
-        require(isinstance(cycles, int) and cycles > 0, f"cycles must be > 0, got {cycles!r}")
-        waves = accel.cycle.run(accel, a, b, d, NO_FAULTS, True)[1]
-        for _, component in _elements(accel):
-            if component.kind != "register":
-                continue
-            wave = waves.get(component.name)
-            require(wave is not None, f"the waves must have register {component.name!r}")
-            places = accel.grid(component)
-            wanted = (cycles, *places[: 2 if places[2] == 1 else 3])
-            require(
-                wave.shape == wanted,
-                f"the wave of {component.name!r} must be (cycles, rows, cols[, words]) = "
-                f"{wanted}, got {wave.shape}, (m,k,n) = {shape}",
-            )
-        require("out" in waves, "the waves must have 'out', the output port")
-
-
-def _single_faults(accel: Accel, cycles: int) -> Iterator[tuple[Component, np.ndarray]]:
-    """Every flip in every cycle and every permanent stuck-at, as fault tables of one row."""
-    for number, component in _elements(accel):
-        rows, cols, words = accel.grid(component)
-        for place in range(rows * cols * words):
-            pe, word = divmod(place, words)
-            row, col = divmod(pe, cols)
-            for bit in range(component.bits):
-                for kind in ("stuck0", "stuck1", "flip"):
-                    mask = masks(kind, 1 << bit, component.bits, True)
-                    first = [-1] if kind != "flip" else range(cycles)
-                    level = kind != "flip" or component.kind == "net"
-                    for t in first:
-                        last = FOREVER if kind != "flip" else t
-                        where = (number, row, col, -1 if words == 1 else word)
-                        effect = LEVEL if level else STATE
-                        yield component, np.array([[*where, effect, t, last, *mask]], np.int64)
-
-
-@cache
-def _tried(accel_key) -> tuple[str, frozenset[str], frozenset[str]]:
-    """(first difference, components with a visible fault, all) over every single fault."""
-    accel = accel_key.accel
-    a, b, d = _operands(accel, (3, 3, 3), 7)
-    clean = accel.cycle.run(accel, a, b, d, NO_FAULTS)[0]
-    seen, problem = set(), ""
-    for component, table in _single_faults(accel, accel.schedule.cycles(accel, 3, 3, 3)):
-        wanted = accel.cycle.run(accel, a, b, d, table)[0]
-        if not np.array_equal(wanted, clean):
-            seen.add(component.name)
-        for backend in _backends(accel):
-            if backend in component.backends and not problem:
-                got = RUNNERS[backend](accel, a, b, d, table)[0]
-                problem = _difference(wanted, got, f"{backend}, {_words(accel, table)}")
-    everything = frozenset(component.name for _, component in _elements(accel))
-    return problem, frozenset(seen), everything
-
-
-class _Key:
-    """An Accel as a key: descriptions hold dicts, which are not hashable."""
-
-    def __init__(self, accel: Accel):
-        self.accel, self.text = accel, repr(accel)
-
-    def __hash__(self):
-        return hash(self.text)
-
-    def __eq__(self, other):
-        return self.text == other.text
-
-
-def _every_fault(small) -> None:
-    problem, _, _ = _tried(_Key(small()))
-    require(not problem, problem)
-
-
-def _matters(small) -> None:
-    _, seen, everything = _tried(_Key(small()))
-    dead = sorted(everything - seen)
-    require(
-        not dead,
-        f"some fault of every component must change a result, got none for {', '.join(dead)}",
-    )
-
-
-def _effects(small) -> None:
-    """A register that is struck once and one that is stuck must not be the same thing."""
-    accel = small()
-    a, b, d = _operands(accel, (3, 5, 3), 11)
-    cycles = accel.schedule.cycles(accel, 3, 5, 3)
-    for number, component in _elements(accel):
-        if component.kind != "register":
-            continue
-        mask = masks("flip", 1 << (component.bits - 1), component.bits, True)
-        for t in range(cycles):
-            where = (number, 0, 0, -1 if component.words == 1 else 0)
-            once = np.array([[*where, STATE, t, t, *mask]], np.int64)
-            stays = np.array([[*where, LEVEL, t, FOREVER, *mask]], np.int64)
-            first, second = (accel.cycle.run(accel, a, b, d, f)[0] for f in (once, stays))
-            if not np.array_equal(first, second):
-                return
-    raise AssertionError("a STATE fault and a LEVEL fault for ever must differ for some register")
-
-
-def _several(small) -> None:
-    accel = small()
-    problem = ""
-    for seed in range(60):
-        rng = np.random.default_rng([13, seed])
-        shape = tuple(int(x) for x in rng.integers(1, 7, 3))
-        a, b, d = _operands(accel, shape, seed)
-        cycles = accel.schedule.cycles(accel, *shape)
-        for backend in _backends(accel):
-            claims = [i for i, c in _elements(accel) if backend in c.backends]
-            table = random_table(rng, accel, claims, cycles, int(rng.integers(1, 5)))
-            wanted, waves = accel.cycle.run(accel, a, b, d, table, backend == "tile")
-            got, others = RUNNERS[backend](accel, a, b, d, table, backend == "tile")
-            label = f"{backend}, (m,k,n) = {shape}, {_words(accel, table)}"
-            problem = problem or _difference(wanted, got, label)
-            for name in waves or () if others is not None else ():
-                problem = problem or _difference(waves[name], others[name], f"{label}, {name}")
-            require(not problem, problem)
-
-
-def _network(name: str, flow: str) -> None:
+def _network(machine: Machine) -> None:
     """A network with upsets of its first layer: fast backends and reference, same answers."""
     from fsim.fault_models.bit_errors import BitErrors
     from fsim.fault_models.upsets import SingleFault
@@ -308,7 +174,10 @@ def _network(name: str, flow: str) -> None:
     from fsim.simulator.inject import golden_run, run_rows
     from fsim.simulator.sites import select
 
-    session = open_session("digits-cnn", load_accel(_preset_names(name)[0], flow), images=4)
+    preset = preset_names(machine.name)[0]
+    whole = load_accel(preset, machine.flow)
+    size = {"rows": min(whole.rows, NETWORK_PES), "cols": min(whole.cols, NETWORK_PES)}
+    session = open_session("digits-cnn", load_accel(preset, machine.flow, size), images=4)
     placement = session.placement
     golden = golden_run(placement, session.images, session.labels)
     require(
@@ -322,39 +191,7 @@ def _network(name: str, flow: str) -> None:
     for trial in range(6):
         rows = SingleFault("seu").rows(space, trial, images, draws)
         outs = [run_rows(placement, golden, rows, backend=b).acc for b in ("auto", "reference")]
-        _same(outs[1], outs[0], f"the network with one upset an image (trial {trial})")
+        same(outs[1], outs[0], f"the network with one upset an image (trial {trial})")
     rows = BitErrors(1e-3, 1e-3, 1e-3).rows(select(placement), 0, images, draws)
     require(len(rows) > 0, "memories must have words that bit errors can strike")
     run_rows(placement, golden, rows)
-
-
-# --- words ---
-
-
-def _same(expected, got, what: str) -> None:
-    problem = _difference(expected, got, what)
-    require(not problem, problem)
-
-
-def _difference(expected, got, what: str) -> str:
-    expected, got = np.asarray(expected), np.asarray(got)
-    if expected.shape != got.shape:
-        return f"{what}: shape must be {expected.shape}, got {got.shape}"
-    found = first_difference(expected, got)
-    if found is None:
-        return ""
-    index, wanted, had = found
-    return f"{what}: element {list(index)} must be {wanted} as in the reference, got {had}"
-
-
-def _words(accel: Accel, table: np.ndarray) -> str:
-    """Faults in words, one after another."""
-    found = []
-    for number, row, col, word, effect, first, last, and_, or_, xor in table.tolist():
-        component = accel.components[number]
-        where = f"{component.name}({row},{col}{'' if word < 0 else f',{word}'})"
-        when = f"cycle {first}" if effect == STATE else f"cycles {first}..{last}"
-        if last == FOREVER:
-            when = f"from cycle {first} on"
-        found.append(f"{where} and {and_:#x} or {or_:#x} xor {xor:#x} {when}")
-    return "; ".join(found)

@@ -11,14 +11,21 @@ class Check:
     """One thing that must hold; call it.
 
     name  of the check, as pytest shows it
-    run   raises AssertionError if it does not hold
+    run   raises AssertionError if it does not hold; any other exception of it counts as one
     """
 
     name: str
     run: Callable[[], None]
 
     def __call__(self) -> None:
-        self.run()
+        try:
+            self.run()
+        except AssertionError:
+            raise
+        except Exception as error:  # what is judged is someone's new code
+            raise AssertionError(
+                f"{self.name} must run without an exception, got {type(error).__name__}: {error}"
+            ) from error
 
     def __str__(self) -> str:
         return self.name
