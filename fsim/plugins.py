@@ -10,7 +10,6 @@ from __future__ import annotations
 import traceback
 from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 
 from .errors import ConfigError, FsimError
 
@@ -19,13 +18,14 @@ _OTHERS = {"fsim", "importlib", "contextlib", "numpy", "numba", "torch"}
 
 
 def blamed(error: BaseException) -> str:
-    """`error` as "TypeError: what (file.py, line 3)", the place being the plug-in's own."""
+    """`error` as "TypeError: what (module, line 3)", the place being the plug-in's own."""
     text = " ".join(str(error).split())
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _OTHERS:
-            place = f" ({Path(frame.f_code.co_filename).name}, line {line})"
+        module = str(frame.f_globals.get("__name__"))
+        if module.partition(".")[0] not in _OTHERS:
+            place = f" ({module}, line {line})"
     return said + place
 
 
