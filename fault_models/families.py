@@ -178,7 +178,7 @@ def model_of(faults: dict):
 def parameters_of(name: str) -> list[tuple[str, str, object, str]]:
     """(name, type, default or None if it must be given, what it is) of each parameter."""
     return [
-        (field.name, field.type,
+        (field.name, kind_of(field, name).__name__,
          None if field.default is dataclasses.MISSING else field.default, field.metadata["about"])
         for field in dataclasses.fields(family_class(name))
     ]  # fmt: skip

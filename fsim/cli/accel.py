@@ -243,6 +243,7 @@ def check(file, as_json):
 @click.option(
     "--dir",
     "folder",
+    metavar="PATH",
     help="Folder to make.  [default: NAME, here]",
 )
 @json_option
