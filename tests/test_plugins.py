@@ -15,6 +15,7 @@ import pytest
 from docs_tools.pages import agrees, blocks, steps
 from fsim.errors import ConfigError
 from fsim.skeleton import write_skeleton
+from fsim.testing import accelerator_contract
 from tests.test_layout import ROOT
 
 CRITERIA = """
@@ -39,6 +40,16 @@ def one_number(golden, faulty, labels):
 def by_batch(golden, faulty, labels):
     "Wrong: it depends on who else is in the batch."
     return faulty.max(axis=1) >= np.median(faulty.max(axis=1)) + (len(faulty) > 1) * 5
+
+
+def writes(golden, faulty, labels):
+    "Wrong: it changes what it is given."
+    faulty -= golden
+    return faulty.any(axis=1)
+
+
+def raises(golden, faulty, labels):
+    return golden[:, 99] > 0
 """
 
 
@@ -76,7 +87,7 @@ def family(tmp_path_factory):
 
 
 def contract(site: Path, *only: str):
-    """(exit code, failures) of the contract of my-npu, all checks or some."""
+    """One line a check of the contract of my-npu, all checks or some."""
     code = (
         "import sys\n"
         "from fsim.testing import accelerator_contract\n"
@@ -98,7 +109,7 @@ def contract(site: Path, *only: str):
 @pytest.mark.slow
 def test_the_skeleton_keeps_the_whole_contract(family):
     lines = contract(family)
-    assert len(lines) == 10
+    assert len(lines) == 15
     assert all(line.startswith("ok ") for line in lines), "\n".join(lines)
 
 
@@ -115,32 +126,155 @@ def test_a_new_family_is_listed_shown_and_run(family):
     assert json.loads(run.stdout)["accuracy"]["clean"] > 0.9
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "check"),
-    [
-        ("PRODUCT, (1, 1, 0, 0, 0)", "PRODUCT, (0, 1, 0, 0, 0)", "every-single-fault"),
-        ("phase_cycles=k + 1", "phase_cycles=k", "every-single-fault"),
-        ("* (k + 1)", "* (k + 2)", "cycles-and-waves"),
-        ("MUL, MUL), PRODUCT", "MUL, MUL), WEIGHT", "every-single-fault"),
-    ],
+PORT = "waves.record(S, [value for row in S.psum for value in row])"
+STRUCK = f"                faults.after_edge(S, t)\n                {PORT}\n"
+UNSTRUCK = f"                {PORT}\n                faults.after_edge(S, t)\n"
+SUM = "wrap(S.psum[i][j] + product, accel.acc_bits)"
+CLIPPED = (
+    "max(-(1 << accel.acc_bits - 1), min((1 << accel.acc_bits - 1) - 1, S.psum[i][j] + product))"
 )
-def test_a_wrong_schedule_breaks_the_contract(family, tmp_path, old, new, check):
+LOOPS = """
+def loops(accel):
+    from fsim.accel_models.families import Loops
+
+    return Loops(accel.rows, None, None, 1)
+
+
+def plan("""
+
+
+@pytest.mark.parametrize(
+    ("check", "says", "changes"),
+    [
+        ("every-single-fault", "as in the reference",
+         [("schedule", "PRODUCT, (1, 1, 0, 0, 0)", "PRODUCT, (0, 1, 0, 0, 0)")]),
+        ("every-single-fault", "as in the reference",
+         [("schedule", "phase_cycles=k + 1", "phase_cycles=k")]),
+        ("every-single-fault", "as in the reference",
+         [("schedule", "MUL, MUL), PRODUCT", "MUL, MUL), WEIGHT")]),
+        ("cycles-and-waves", "must be .cycles, rows, cols",
+         [("schedule", "* (k + 1)", "* (k + 2)")]),
+        ("cycles-and-waves", "must be an int > 0, got 2.0 of type float",
+         [("schedule", "* (k + 1)", "* (k + 1.0)")]),
+        ("cycles-and-waves", "must pass 'out', the output port",
+         [("cycle", PORT, "waves.record(S, [0])")]),
+        # Right on square arrays.
+        ("every-single-fault", "as in the reference",
+         [("schedule", "rows=accel.rows,", "rows=accel.cols,")]),
+        ("cycles-and-waves", "must be .cycles, rows, cols",
+         [("schedule", "ceil_div(m, accel.rows)", "ceil_div(m, accel.cols)")]),
+        ("cycles-and-waves", "must be .cycles, rows, cols",
+         [("cycle", "rows, cols = accel.rows, accel.cols", "cols, rows = accel.rows, accel.cols"),
+          ("cycle", "min(cols, n - n0)", "min(rows, n - n0)")]),
+        # What adders do beyond their width.
+        ("clean-products", "as by integers that wrap",
+         [("cycle", "padded(d, m0 + i, n0 + j)", "0")]),
+        ("overflow", "as by integers that wrap", [("cycle", SUM, CLIPPED)]),
+        ("overflow", "as by integers that wrap",
+         [("cycle", SUM, CLIPPED), ("schedule", 'accel.overflow == "saturate"', "True")]),
+        ("overflow", "as by integers that saturate",
+         [("__init__", '("wrap",)', '("wrap", "saturate")')]),
+        ("overflow", "fsim.gemm.* as in the reference",
+         [("__init__", '("wrap",)', '("saturate",)'), ("cycle", SUM, CLIPPED),
+          ("schedule", 'accel.overflow == "saturate"', "False"),
+          ("presets/my-npu.yaml", "overflow: wrap", "overflow: saturate")]),
+        ("unsigned-activations", "as in the reference",
+         [("__init__", 'overflow=("wrap",)', 'unsigned_acts=(False, True)'),
+          ("cycle", "product = wrap(S.ifmap[i][j] *", "product = wrap(wrap(S.ifmap[i][j], 3) *")]),
+        # Widths that are not the machine's.
+        ("widths", "'psum' must fit its 5 bits",
+         [("schedule", '"psum", accel.acc_bits,', '"psum", accel.acc_bits - 1,')]),
+        ("widths", "all 8 bits of 'psum' must be used",
+         [("schedule", '"psum", accel.acc_bits,', '"psum", accel.acc_bits + 2,')]),
+        ("widths", "'filter' must fit its 2 bits",
+         [("schedule", '"filter", word,', '"filter", word - 1,')]),
+        ("widths", "all 8 bits of 'ifmap' must be used",
+         [("schedule", '"ifmap", word,', '"ifmap", 8,')]),
+        ("widths", "no bit of 'mul' .4 bits",
+         [("schedule", '"mul", accel.product_bits,', '"mul", accel.product_bits - 2,')]),
+        ("widths", "bit 6 of 'mul' .8 bits. must be used",
+         [("schedule", '"mul", accel.product_bits,', '"mul", accel.product_bits + 2,')]),
+        ("roles", "'filter' has role 'ifmap'",
+         [("schedule", '"ifmap", word, "register", "ifmap"', '"ifmap", word, "register", "filter"'),
+          ("schedule", '"filter", word, "register", "filter"',
+           '"filter", word, "register", "ifmap"')]),
+        ("faults-in-waves", "must show in its wave", [("cycle", STRUCK, UNSTRUCK)]),
+        ("components", "as often as the plan has folds", [("schedule", "\ndef plan(", LOOPS)]),
+        ("components", "must have loops.accel. for a dataflow other than",
+         [("__init__", '("os",)', '("mine",)'),
+          ("presets/my-npu.yaml", "dataflow: os", "dataflow: mine")]),
+        ("presets", "must be its own, got 'other'",
+         [("presets/my-npu.yaml", "name: my-npu", "name: other")]),
+        ("network", "must run without an exception, got .*",
+         [("schedule", "segments=(", "segments=1 / 0 and (")]),
+    ],
+)  # fmt: skip
+def test_a_wrong_family_breaks_the_contract(family, tmp_path, check, says, changes):
+    site = changed(family, tmp_path, changes)
+    lines = [line for line in contract(site, check) if line.split()[1].endswith(check)]
+    assert len(lines) == 1
+    assert lines[0].startswith("failed ") and re.search(says, lines[0]), lines
+
+
+def changed(family: Path, tmp_path: Path, changes) -> Path:
+    """A copy of the installed family with texts of its files replaced: (file, old, new)."""
     site = tmp_path / "site"
-    subprocess.run(["cp", "-r", str(family), str(site)], check=True)
-    path = site / "my_npu" / "schedule.py"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-    (line,) = contract(site, check)
-    assert line.startswith("failed ") and "must be" in line
+    shutil.copytree(family, site)
+    for file, old, new in changes:
+        path = site / "my_npu" / (file if "." in file else f"{file}.py")
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+    return site
+
+
+def test_a_preset_is_tried_with_its_own_numbers(family, tmp_path):
+    """A second preset, of a width at which the family is wrong."""
+    site = changed(
+        family, tmp_path,
+        [("cycle", "accel.product_bits)", "accel.product_bits - (accel.operand_bits == 5))")],
+    )  # fmt: skip
+    text = (site / "my_npu/presets/my-npu.yaml").read_text().replace("name: my-npu", "name: five")
+    assert all(line.startswith("ok ") for line in contract(site, "presets"))
+    (site / "my_npu/presets/five.yaml").write_text(
+        text.replace("operand: 8", "operand: 5").replace("product: 16", "product: 10")
+    )
+    found = contract(site, "presets")
+    assert [line.split()[0] for line in found] == ["ok", "failed"] and "preset five" in found[1]
+    (site / "my_npu/presets/five.yaml").rename(site / "my_npu/presets/systolic.yaml")
+    assert "that no other preset has" in contract(site, "presets")[0]
+
+
+def test_bits_to_spare_must_be_named(family, tmp_path):
+    site = changed(
+        family, tmp_path,
+        [("schedule", '"psum", accel.acc_bits,', '"psum", accel.acc_bits + 2,')],
+    )  # fmt: skip
+    code = (
+        "from fsim.testing import accelerator_contract\n"
+        "for check in accelerator_contract('my-npu', spare=['psum']):\n"
+        "    if check.name == 'os-widths':\n"
+        "        check()\n"
+        "        print('passed')\n"
+    )
+    assert python(site, "-c", code).stdout == "passed\n"
+
+
+@pytest.mark.parametrize("name", ["gemmini", "tpu", "pipelined"])
+def test_families_of_fsim_keep_the_checks_without_faults(name):
+    """Honest machines are not refused."""
+    words = ("components", "clean", "overflow", "unsigned", "presets", "waves", "widths", "roles")
+    ran = 0
+    for check in accelerator_contract(name):
+        if any(word in check.name for word in words):
+            check()
+            ran += 1
+    assert ran >= 9
 
 
 def test_a_register_that_no_fault_reaches_breaks_the_contract(family, tmp_path):
-    site = tmp_path / "site"
-    subprocess.run(["cp", "-r", str(family), str(site)], check=True)
-    path = site / "my_npu" / "schedule.py"
     spare = '        Component("spare", word, "register", "psum", ("reference",), "unused"),\n    )'
-    path.write_text(path.read_text().replace('adder"),\n    )', 'adder"),\n' + spare, 1))
+    site = changed(family, tmp_path, [("schedule", 'adder"),\n    )', 'adder"),\n' + spare)])
     (line,) = contract(site, "every-component-matters")
     assert line.startswith("failed ") and "spare" in line
 
@@ -180,7 +314,8 @@ def criteria(tmp_path_factory):
     install(
         site, "fsim-judges",
         "[fsim.metrics]\nmargin = judges:margin\nnumber = judges:one_number\n"
-        "batch = judges:by_batch\nmissing = judges:nothing\n",
+        "batch = judges:by_batch\nmissing = judges:nothing\n"
+        "writes = judges:writes\nraises = judges:raises\n",
     )  # fmt: skip
     return site
 
@@ -218,7 +353,8 @@ def test_a_criterion_that_is_none_is_refused(criteria, tmp_path, name, says):
 def test_the_criterion_contract_tells_good_from_bad(criteria):
     code = (
         "from fsim.testing import criterion_contract\n"
-        "for name in ('top1', 'top5', 'wrong', 'margin', 'batch'):\n"
+        "names = 'top1 top5 wrong margin batch number writes raises missing nowhere'\n"
+        "for name in names.split():\n"
         "    for check in criterion_contract(name):\n"
         "        try:\n"
         "            check()\n"
@@ -226,7 +362,10 @@ def test_the_criterion_contract_tells_good_from_bad(criteria):
         "            print(name, check)\n"
     )
     found = python(criteria, "-c", code)
-    assert found.stdout.split("\n") == ["batch one-by-one", ""], found.stdout + found.stderr
+    every = ["booleans", "one-by-one", "inputs-unchanged"]
+    wanted = ["batch one-by-one", "number booleans", "number one-by-one", "writes inputs-unchanged"]
+    wanted += [f"{name} {check}" for name in ("raises", "missing", "nowhere") for check in every]
+    assert found.stdout.splitlines() == wanted, found.stdout + found.stderr
 
 
 @pytest.mark.slow
@@ -315,6 +454,55 @@ class Batchwise(FirstWeight):
         return rows
 
 
+@dataclass(frozen=True)
+class Seedless(FirstWeight):
+    name = "seedless"
+
+    def rows(self, space, trial, images, draws):
+        rows = super().rows(space, trial, images, draws)
+        rows["word"] = (trial + rows["image"]) % 7  # wrong: whatever the seed
+        return rows
+
+
+@dataclass(frozen=True)
+class Everlasting(FirstWeight):
+    """The same word in every trial: right only if that is said."""
+
+    name = "everlasting"
+
+    def rows(self, space, trial, images, draws):
+        rows = super().rows(space, trial, images, draws)
+        rows["word"] = 5
+        return rows
+
+
+@dataclass(frozen=True)
+class Unextended(FirstWeight):
+    name = "unextended"
+
+    def rows(self, space, trial, images, draws):
+        rows = super().rows(space, trial, images, draws)
+        rows["xor_mask"] = 128  # wrong: the sign bit is -128
+        return rows
+
+
+@dataclass(frozen=True)
+class Far(FirstWeight):
+    name = "far"
+
+    def rows(self, space, trial, images, draws):
+        rows = super().rows(space, trial, images, draws)
+        rows["word"] += 3_000_000_000_000  # wrong: there are not that many
+        return rows
+
+
+class Undeclared:
+    """Neither a dataclass nor with a name or lasting."""
+
+    unit = "image"
+    rows = FirstWeight().rows
+
+
 class Nothing:
     name = "nothing"
 '''
@@ -345,16 +533,32 @@ def test_a_fault_model_of_a_plug_in_is_drawn_stored_and_replayed(models):
     assert "Traceback" not in wrong.stderr
 
 
-def test_the_fault_model_contract_tells_good_from_bad(models):
+@pytest.mark.parametrize(
+    ("model", "broken"),
+    [
+        ("FirstWeight()", []),
+        ("Batchwise()", ["images-alone"]),
+        ("Seedless()", ["trials-differ"]),
+        ("Everlasting()", ["trials-differ"]),
+        ("Everlasting(), fixed=True", []),
+        ("FirstWeight(), fixed=True", ["seed-does-not-matter"]),
+        ("Unextended()", ["codes-stay-codes"]),
+        ("Far()", ["valid-rows", "runs"]),
+        ("Undeclared()", ["declaration"]),
+        ("FirstWeight", ["declaration", "valid-rows", "codes-stay-codes", "same-again",
+                         "trials-differ", "images-alone", "runs"]),
+    ],
+)  # fmt: skip
+def test_the_fault_model_contract_tells_good_from_bad(models, model, broken):
     code = (
-        "import strikes\n"
+        "from strikes import *\n"
         "from fsim.testing import fault_model_contract\n"
-        "for model in (strikes.FirstWeight(), strikes.Batchwise()):\n"
-        "    for check in fault_model_contract(model):\n"
-        "        try:\n"
-        "            check()\n"
-        "        except AssertionError as error:\n"
-        "            print(model.name, check)\n"
+        f"for check in fault_model_contract({model}):\n"
+        "    try:\n"
+        "        check()\n"
+        "    except AssertionError as error:\n"
+        "        print(check)\n"
+        "        assert str(error)\n"
     )
     found = python(models, "-c", code)
-    assert found.stdout.split("\n") == ["batchwise images-alone", ""], found.stdout + found.stderr
+    assert found.returncode == 0 and found.stdout.split() == broken, found.stdout + found.stderr
