@@ -368,6 +368,26 @@ def test_the_criterion_contract_tells_good_from_bad(criteria):
     assert found.stdout.splitlines() == wanted, found.stdout + found.stderr
 
 
+def test_the_criterion_of_the_guide_keeps_its_contract(tmp_path):
+    page = (ROOT / "docs" / "how-to/add-an-accelerator.md").read_text()
+    (code,) = (block.text for block in blocks(page) if block.language == "python")
+    (tmp_path / "my_package.py").write_text(code)
+    (entry,) = re.findall(r"confident = \"(my_package:\w+)\"", page)
+    install(tmp_path, "fsim-confident", f"[fsim.metrics]\nconfident = {entry}\n")
+    code = (
+        "import numpy as np\n"
+        "from fsim.simulator.criteria import criterion\n"
+        "from fsim.testing import criterion_contract\n"
+        "for check in criterion_contract('confident'):\n"
+        "    check()\n"
+        "golden = np.float32([[1, 3], [1, 3], [1, 3]])\n"
+        "faulty = np.float32([[4, 1], [2, 1], [0, 9]])\n"
+        "print(criterion('confident')(golden, faulty, None).tolist())\n"
+    )
+    found = python(tmp_path, "-c", code)
+    assert found.stdout == "[True, False, False]\n", found.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("patch") is None, reason="the page's changes need patch")
 def test_the_guide_does_what_it_says(tmp_path):
@@ -407,7 +427,7 @@ def test_the_guide_does_what_it_says(tmp_path):
             assert done.returncode == 0 or failing, f"{command}\n{last}"
             if step.output:
                 assert agrees(step.output, last), f"{command} printed\n{last}"
-    assert "10 passed" in last
+    assert "15 passed" in last
 
 
 FAULT_MODELS = '''
