@@ -151,6 +151,10 @@ def test_campaign_refuses_a_wrong_fault_model(site, tmp_path):
     assert not out.exists()
 
 
+def test_campaign_names_the_nearest_fault_model(site):
+    refused(fsim(site, "campaign", "--fault", "weigth,word=1"), "; did you mean weight?")
+
+
 @pytest.fixture(scope="module")
 def space():
     return select(open_session("digits-cnn", load_accel("systolic-8x8"), images=4).placement)

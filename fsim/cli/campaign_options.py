@@ -238,9 +238,12 @@ def fault_of(text: str):
 
     name, values = families.parse_family(text)
     if name not in families.family_names():
+        from fsim.parse import nearest
+
+        known = (*KINDS, *families.family_names())
         raise ConfigError(
             f"--fault must be a kind or a model of faults: {text[:60]!r} is not one of "
-            f"{', '.join((*KINDS, *families.family_names()))}"
+            f"{', '.join(known)}{nearest(name, known)}"
         )
     model = families.make_family(name, values)
     return design_for(model), families.described(model), model
