@@ -43,10 +43,12 @@ def _single_faults(accel: Accel, cycles: int) -> Iterator[tuple[Component, np.nd
 def _tried(machine: Machine) -> tuple[str, frozenset[str], frozenset[str]]:
     """(first difference, components with a visible fault, all) over every single fault."""
     accel = machine.accel()
-    a, b, d = operands(accel, (3, 3, 3), 7)
+    # More than one tile along every axis, whichever of them lies on rows and which on columns.
+    shape = (machine.rows + 1, max(machine.rows, machine.cols) + 1, machine.cols + 1)
+    a, b, d = operands(accel, shape, 7)
     clean = accel.cycle.run(accel, a, b, d, NO_FAULTS)[0]
     seen, problem = set(), ""
-    for component, table in _single_faults(accel, accel.schedule.cycles(accel, 3, 3, 3)):
+    for component, table in _single_faults(accel, accel.schedule.cycles(accel, *shape)):
         wanted = accel.cycle.run(accel, a, b, d, table)[0]
         if not np.array_equal(wanted, clean):
             seen.add(component.name)
