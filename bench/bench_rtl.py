@@ -31,7 +31,7 @@ FAULTS = 200_000
 """Injections a round of replay; the others get the first of them."""
 FEW = {"rtl": 4_000, "tile": 100_000, "calls": 400}
 REGISTERS = ("ifmap", "filter", "psum")
-SOURCE = "issue 5"
+SOURCE = "injections against the project's own RTL"
 NOTES = (
     "Bound: a flip of a psum needs the sum up to its cycle, at most 16 multiply-adds; one of an "
     "operand, one product in each of at most 16 outputs; and 54% of these faults strike a value "
