@@ -166,8 +166,8 @@ _CRITICAL = {
 
 _OUTCOME_TEXT = (
     "Masked: the last integer tensor is as without the fault. Critical SDC: the answer {}. Benign "
-    "SDC: the tensor differs, and the answer does not do that. Shares are estimates for the population; where "
-    "strata were sampled unevenly they are weighted."
+    "SDC: the tensor differs, and the answer does not do that. Shares are estimates for the "
+    "population; where strata were sampled unevenly they are weighted."
 )
 
 
